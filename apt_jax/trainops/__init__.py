@@ -1,0 +1,1 @@
+"""HOW: engine, distribution, data, checkpoints, evaluation, monitoring."""

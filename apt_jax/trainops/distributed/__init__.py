@@ -1,0 +1,1 @@
+"""Mesh, sharding rules and the placement of arrays."""
