@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
+
+from apt_jax.core.config.options import FrozenOptions
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ Options = Mapping[str, Any]
 
 
 def _empty() -> Options:
-    return MappingProxyType({})
+    return FrozenOptions()
 
 
 @dataclass(frozen=True)
