@@ -29,7 +29,9 @@ class AxisRules:
     mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
 
-    def spec(self, axes: LogicalAxes, shape: Sequence[int] | None = None, what: str = "array") -> PartitionSpec:
+    def spec(
+        self, axes: LogicalAxes, shape: Sequence[int] | None = None, what: str = "array"
+    ) -> PartitionSpec:
         """Maps logical axes to a `PartitionSpec`.
 
         Args:
@@ -61,7 +63,9 @@ class AxisRules:
             parts.pop()
         return PartitionSpec(*parts)
 
-    def sharding(self, axes: LogicalAxes, shape: Sequence[int] | None = None, what: str = "array") -> NamedSharding:
+    def sharding(
+        self, axes: LogicalAxes, shape: Sequence[int] | None = None, what: str = "array"
+    ) -> NamedSharding:
         """As `spec`, bound to the mesh."""
         return NamedSharding(self.mesh, self.spec(axes, shape, what))
 
