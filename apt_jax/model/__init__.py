@@ -1,0 +1,1 @@
+"""Language models: architectures, layers, losses, tokenizers, optimizers, generation, weights in and out."""

@@ -1,0 +1,1 @@
+"""Platform features that an architecture may switch on."""

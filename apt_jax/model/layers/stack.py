@@ -1,0 +1,90 @@
+"""A stack of equal layers: created with a leading layer axis, run by one compiled body or unrolled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from apt_jax.core.errors import ModelError, unknown_name
+
+Carry = Any
+Aux = Mapping[str, jax.Array]
+RematPolicy = Callable[..., Any]
+
+_policies = jax.checkpoint_policies
+# What the forward pass of a layer keeps for the backward pass; the rest is computed again.
+REMAT_POLICIES: Mapping[str, RematPolicy | None] = {
+    "none": None,
+    "full": _policies.nothing_saveable,
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "attention": _policies.save_only_these_names("attn_out"),
+}
+
+
+def resolve_remat(policy: str | RematPolicy) -> RematPolicy | None:
+    """A policy by name, or as given; None keeps everything. Raises ModelError for an unknown name."""
+    if not isinstance(policy, str):
+        return policy
+    if policy not in REMAT_POLICIES:
+        raise ModelError(f"model.remat_policy: {unknown_name('remat policy', policy, REMAT_POLICIES)}")
+    return REMAT_POLICIES[policy]
+
+
+def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, key: jax.Array) -> Any:
+    """Builds `num_layers` layers as one module whose params have a leading axis named "layers"."""
+
+    def params_of(key: jax.Array) -> nnx.State:
+        return nnx.state(make(nnx.Rngs(key)))
+
+    stacked = jax.vmap(params_of)(jax.random.split(key, num_layers))
+    for _, param in nnx.to_flat_state(stacked):
+        param.set_metadata(logical_axes=("layers", *param.get_metadata("logical_axes")))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.merge(graphdef, stacked)
+
+
+def run_layers(
+    layers: nnx.Module,
+    apply: Callable[[Any, jax.Array, Carry], tuple[Carry, Aux]],
+    carry: Carry,
+    *,
+    num_layers: int,
+    scan: bool,
+    remat: str | RematPolicy,
+) -> tuple[Carry, Aux]:
+    """Threads `carry` through the layers.
+
+    Args:
+      layers: a module from `stack_layers`.
+      apply: `(layer, index, carry) -> (carry, aux)`; index is int32 [].
+      carry: any pytree; every layer returns the same shapes.
+      scan: one compiled body for all layers (short compilation), else a copy per layer.
+      remat: policy by name, or a `jax.checkpoint` policy.
+
+    Returns:
+      The last carry, and `aux` summed over the layers.
+    """
+    graphdef, params = nnx.split(layers)
+
+    def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
+        index, layer_params = xs
+        return apply(nnx.merge(graphdef, layer_params), index, carry)
+
+    policy = resolve_remat(remat)
+    if policy is not None:
+        # Inside a scan nothing can be merged with the forward pass, so the barriers would only cost.
+        body = jax.checkpoint(body, policy=policy, prevent_cse=not scan)
+    indices = jnp.arange(num_layers, dtype=jnp.int32)
+    if scan:
+        carry, aux = jax.lax.scan(body, carry, (indices, params))
+    else:
+        per_layer = []
+        for i in range(num_layers):
+            carry, layer_aux = body(carry, jax.tree.map(lambda x, i=i: x[i], (indices, params)))
+            per_layer.append(layer_aux)
+        aux = jax.tree.map(lambda *xs: jnp.stack(xs), *per_layer)
+    return carry, jax.tree.map(lambda x: jnp.sum(x, axis=0), aux)

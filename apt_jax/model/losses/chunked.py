@@ -1,0 +1,187 @@
+"""Cross-entropy over chunks of tokens: logits of the whole batch never exist.
+
+Each chunk's logits are computed once. When a gradient is wanted, the chunk's gradients are formed while
+its logits are at hand and scaled by the incoming cotangent later (as in Liger-Kernel, arXiv:2410.10989),
+so the head costs three matmuls instead of the four of recomputation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+
+@dataclass(frozen=True)
+class CrossEntropyOptions:
+    """Static choices of `chunked_cross_entropy`.
+
+    Attributes:
+      chunk: tokens, over all rows, whose logits exist at one time.
+      z_loss: weight of logsumexp².
+      label_smoothing: share ε of the target mass spread evenly over the vocabulary.
+      softcap: logits = c·tanh(logits / c), or None.
+    """
+
+    chunk: int
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    softcap: float | None = None
+
+
+@struct.dataclass
+class CrossEntropySums:
+    """float32 sums over tokens, each token times its weight.
+
+    Attributes:
+      loss: cross-entropy with smoothing, plus the z-loss; the only one with a gradient.
+      nll: plain negative log-likelihood, for perplexity.
+      z: logsumexp².
+      correct: tokens whose target has the highest logit (ties count).
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    z: jax.Array
+    correct: jax.Array
+
+
+def chunked_cross_entropy(
+    x_BTD: jax.Array,
+    w_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    options: CrossEntropyOptions,
+) -> CrossEntropySums:
+    """Cross-entropy of logits = x · w against targets.
+
+    Args:
+      x_BTD: hidden states in compute dtype.
+      w_DV: the head, same dtype; its gradient is accumulated in float32 and rounded once.
+      targets_BT: int32 in [0, V).
+      weights_BT: float32 weight of each token; 0 leaves it out. Gets no gradient.
+      options: static.
+    """
+    batch, length, _ = x_BTD.shape
+    # Cut along T, not B: every chunk then holds all rows and stays spread over the data-parallel devices.
+    per_row = max(1, min(length, options.chunk // batch))
+    chunks = -(-length // per_row)
+    pad = chunks * per_row - length
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, chunks, per_row, *x.shape[2:]), 1, 0)
+
+    return _sums(cut(x_BTD), w_DV, cut(targets_BT), cut(weights_BT.astype(jnp.float32)), options)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _sums(
+    x_CBTD: jax.Array,
+    w_DV: jax.Array,
+    targets_CBT: jax.Array,
+    weights_CBT: jax.Array,
+    options: CrossEntropyOptions,
+) -> CrossEntropySums:
+    """Sums over chunks (leading axis C) without gradients."""
+
+    def step(sums: CrossEntropySums, xs: Any) -> tuple[CrossEntropySums, None]:
+        chunk_sums, _ = _chunk(*xs, w_DV, options, want_gradient=False)
+        return jax.tree.map(jnp.add, sums, chunk_sums), None
+
+    sums, _ = jax.lax.scan(step, _zeros(), (x_CBTD, targets_CBT, weights_CBT))
+    return sums
+
+
+def _forward(
+    x_CBTD: jax.Array,
+    w_DV: jax.Array,
+    targets_CBT: jax.Array,
+    weights_CBT: jax.Array,
+    options: CrossEntropyOptions,
+) -> tuple[CrossEntropySums, Any]:
+    """As `_sums`, also forming the gradients for a cotangent of 1."""
+
+    def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
+        sums, dw_DV = carry
+        x_BTD = xs[0]
+        chunk_sums, dlogits_BTV = _chunk(*xs, w_DV, options, want_gradient=True)
+        dx_BTD = jnp.einsum("BTV,DV->BTD", dlogits_BTV, w_DV, preferred_element_type=jnp.float32)
+        dw_DV += jnp.einsum("BTD,BTV->DV", x_BTD, dlogits_BTV, preferred_element_type=jnp.float32)
+        return (jax.tree.map(jnp.add, sums, chunk_sums), dw_DV), dx_BTD.astype(_gradient_dtype(x_BTD.dtype))
+
+    start = (_zeros(), jnp.zeros(w_DV.shape, jnp.float32))
+    (sums, dw_DV), dx_CBTD = jax.lax.scan(step, start, (x_CBTD, targets_CBT, weights_CBT))
+    # Empty arrays remember the dtypes: residuals are arrays only.
+    dtypes_like = jnp.zeros((0,), x_CBTD.dtype), jnp.zeros((0,), w_DV.dtype)
+    return sums, (dx_CBTD, dw_DV, *dtypes_like)
+
+
+def _backward(options: CrossEntropyOptions, residuals: Any, cotangents: CrossEntropySums) -> tuple[Any, ...]:
+    dx_CBTD, dw_DV, like_x, like_w = residuals
+    scale, shape_CBT = cotangents.loss, dx_CBTD.shape[:3]
+    dx = (dx_CBTD.astype(jnp.float32) * scale).astype(like_x.dtype)
+    dw = (dw_DV * scale).astype(like_w.dtype)
+    return dx, dw, np.zeros(shape_CBT, jax.dtypes.float0), jnp.zeros(shape_CBT, jnp.float32)
+
+
+_sums.defvjp(_forward, _backward)
+
+
+def _chunk(
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    w_DV: jax.Array,
+    options: CrossEntropyOptions,
+    *,
+    want_gradient: bool,
+) -> tuple[CrossEntropySums, jax.Array | None]:
+    """One chunk's sums and, on demand, d(loss sum)/d(x · w) in the dtype of x."""
+    logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, w_DV, preferred_element_type=jnp.float32)
+    if options.softcap is not None:
+        logits_BTV = options.softcap * jnp.tanh(logits_BTV / options.softcap)
+    vocab = logits_BTV.shape[-1]
+    # A comparison instead of a gather: it fuses, and works on a vocabulary spread over devices.
+    hit_BTV = jax.lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2) == targets_BT[..., None]
+    top_BT = jnp.max(logits_BTV, axis=-1)
+    exp_BTV = jnp.exp(logits_BTV - top_BT[..., None])
+    mass_BT = jnp.sum(exp_BTV, axis=-1)
+    lse_BT = top_BT + jnp.log(mass_BT)
+    target_BT = jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1)
+
+    eps = options.label_smoothing
+    nll_BT = lse_BT - target_BT
+    loss_BT = nll_BT + options.z_loss * lse_BT**2
+    if eps:
+        loss_BT += eps * (target_BT - jnp.mean(logits_BTV, axis=-1))
+    sums = CrossEntropySums(
+        loss=jnp.sum(loss_BT * weights_BT),
+        nll=jnp.sum(nll_BT * weights_BT),
+        z=jnp.sum(lse_BT**2 * weights_BT),
+        correct=jnp.sum((target_BT >= top_BT) * weights_BT),
+    )
+    if not want_gradient:
+        return sums, None
+    # d lse = softmax; the target distribution is (1 - ε)·onehot + ε/V.
+    scale_BT = (1.0 + 2.0 * options.z_loss * lse_BT) / mass_BT
+    dlogits_BTV = exp_BTV * scale_BT[..., None] - jnp.where(hit_BTV, 1.0 - eps, 0.0) - eps / vocab
+    if options.softcap is not None:
+        dlogits_BTV *= 1.0 - (logits_BTV / options.softcap) ** 2
+    dlogits_BTV *= weights_BT[..., None]
+    return sums, dlogits_BTV.astype(x_BTD.dtype)
+
+
+def _zeros() -> CrossEntropySums:
+    zero = jnp.float32(0)
+    return CrossEntropySums(zero, zero, zero, zero)
+
+
+def _gradient_dtype(dtype: Any) -> Any:
+    """fp16 would lose gradients that have not been multiplied by the loss scale yet."""
+    return jnp.float32 if dtype == jnp.float16 else dtype
