@@ -89,3 +89,9 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     if rules is None or rules.mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, rules.sharding(axes, x.shape, "activation"))
+
+
+def ways(axis: str) -> int:
+    """Pieces that the rules in force cut logical axis `axis` into; 1 without rules."""
+    rules = _rules.get()
+    return 1 if rules is None else math.prod(rules.mesh.shape[a] for a in rules.rules.get(axis, ()))
