@@ -25,3 +25,9 @@ def apt_attention_kernels() -> dict[str, str]:
 @hookimpl
 def apt_losses() -> dict[str, str]:
     return {"cross_entropy": "apt_jax.model.losses.cross_entropy:cross_entropy"}
+
+
+@hookimpl
+def apt_tokenizers() -> dict[str, str]:
+    factories = "apt_jax.model.tokenization.factories"
+    return {name: f"{factories}:{name}" for name in ("dynamic_tag", "bpe", "chinese", "chinese_word", "hf")}

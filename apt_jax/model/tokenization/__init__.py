@@ -13,15 +13,6 @@ if TYPE_CHECKING:
     from apt_jax.model.tokenization.factories import load_tokenizer
     from apt_jax.model.tokenization.hf import HFTokenizer
 
-# What `apt_tokenizers` registers: name to factory `(DataConfig, documents) -> Tokenizer`.
-REGISTERED = {
-    "dynamic_tag": "apt_jax.model.tokenization.factories:dynamic_tag",
-    "bpe": "apt_jax.model.tokenization.factories:bpe",
-    "chinese": "apt_jax.model.tokenization.factories:chinese",
-    "chinese_word": "apt_jax.model.tokenization.factories:chinese_word",
-    "hf": "apt_jax.model.tokenization.factories:hf",
-}
-
 _LAZY = {
     "BpeTokenizer": "bpe",
     "ChineseTokenizer": "chinese",
@@ -31,7 +22,6 @@ _LAZY = {
 }
 
 __all__ = [
-    "REGISTERED",
     "BpeTokenizer",
     "ChineseTokenizer",
     "DynamicTagTokenizer",
@@ -42,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Listing the registered names must not load the `tokenizers` library.
+    # Naming the protocol must not load the `tokenizers` library.
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
