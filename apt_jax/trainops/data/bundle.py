@@ -1,0 +1,205 @@
+"""From the configuration to batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from apt_jax.core.config.schema import Config, DataConfig
+from apt_jax.core.errors import ConfigError, did_you_mean
+from apt_jax.model.tokenization import Tokenizer
+from apt_jax.trainops.data import vocabulary
+from apt_jax.trainops.data.api import Progress, RecordError, Source, texts
+from apt_jax.trainops.data.batches import Batches, Order, Part, endless, once
+from apt_jax.trainops.data.files import fingerprint
+from apt_jax.trainops.data.packing import pack
+from apt_jax.trainops.data.sources import auto
+from apt_jax.trainops.data.split import View, split, whole
+from apt_jax.trainops.data.stats import DataStats, SourceStats
+from apt_jax.trainops.data.tokenized import NoDocumentsError, TokenStore, tokenize
+
+CACHE_FOLDER = "cache"
+MIXTURE_KEYS = ("path", "source", "weight")
+_log = logging.getLogger(__name__)
+
+
+class Plugins(Protocol):
+    """What is asked of the loaded plugins."""
+
+    def registry(self, name: str, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The data of a run.
+
+    Attributes:
+      train: endless batches.
+      eval: batches of held-out documents, once through; None if nothing is held out.
+      fingerprint: SHA-256 (hex) over all that decides the batches, to tell whether a continued run
+        still has the data it began with.
+    """
+
+    train: Batches
+    eval: Batches | None
+    tokenizer: Tokenizer
+    stats: DataStats
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A source of the mixture, or the only one."""
+
+    name: str
+    kind: str
+    weight: float
+    train: View
+    held_out: View | None
+
+
+def build_data(
+    config: Config,
+    plugins: Plugins,
+    *,
+    workdir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> DataBundle:
+    """Reads, tokenises and packs the data of a run.
+
+    Args:
+      workdir: the run's folder, which keeps the tokenizer and the tokenised documents; None: nothing
+        is kept.
+      progress: called with (documents done, documents in all) while a source is tokenised.
+
+    Raises:
+      DataError: a file or record cannot be used.
+      ConfigError: the settings contradict each other, or the model's vocabulary is too small.
+      PluginError: no source or tokenizer of that name is registered.
+    """
+    data = config.data
+    folder = None if workdir is None else Path(workdir)
+    sources = _open_sources(data, plugins)
+    eval_views = [(source.name, source.held_out) for source in sources if source.held_out is not None]
+    if data.eval_path:
+        _, source = _open(data.source, data.eval_path, data, plugins)
+        eval_views = [("eval", whole(source))]
+    skip = data.on_bad_record == "skip"
+    tokenizer = vocabulary.obtain(
+        data,
+        plugins.registry("tokenizers").resolve,
+        lambda: _training_texts([source.train for source in sources], skip),
+        default="dynamic_tag" if all(source.kind == "hlbd" for source in sources) else "bpe",
+        workdir=folder,
+    )
+    _check_vocabulary(config, tokenizer)
+
+    def store(view: View, label: str) -> TokenStore:
+        cache = None if folder is None else folder / CACHE_FOLDER
+        return tokenize(view, tokenizer, folder=cache, label=label, skip_bad=skip, progress=progress)
+
+    row_length = data.sequence_length or config.model.max_position_embeddings
+
+    def part(name: str, tokens: TokenStore) -> Part:
+        table = pack(
+            tokens,
+            row_length,
+            data.packing,
+            seed=data.seed,
+            shuffle=data.shuffle,
+            train_on_prompt=data.train_on_prompt,
+        )
+        return Part(name, tokens, table)
+
+    train = [part(source.name, store(source.train, f"train-{i}")) for i, source in enumerate(sources)]
+    held_out = []
+    for i, (name, view) in enumerate(eval_views):
+        try:
+            held_out.append(part(name, store(view, f"eval-{i}")))
+        except NoDocumentsError as error:
+            if data.eval_path:
+                raise
+            _log.warning("no evaluation on %s: %s", name, error)
+
+    def batches(parts: Sequence[Part], order: Order) -> Batches:
+        return Batches(
+            parts,
+            order,
+            batch_size=config.training.batch_size,
+            pad_id=tokenizer.pad_id,
+            workers=data.workers,
+            prefetch=data.prefetch,
+        )
+
+    weights = [source.weight for source in sources]
+    kept = (data.seed, data.shuffle, data.packing, row_length, data.train_on_prompt, weights)
+    return DataBundle(
+        train=batches(train, endless(train, weights, seed=data.seed, shuffle=data.shuffle)),
+        eval=batches(held_out, once(held_out, seed=data.seed, shuffle=data.shuffle)) if held_out else None,
+        tokenizer=tokenizer,
+        stats=DataStats(
+            train={p.name: SourceStats.of(p, w) for p, w in zip(train, weights, strict=True)},
+            eval={p.name: SourceStats.of(p, 1.0) for p in held_out},
+        ),
+        fingerprint=fingerprint([*kept, *(p.store.fingerprint for p in train)]),
+    )
+
+
+def _open_sources(data: DataConfig, plugins: Plugins) -> list[_Named]:
+    if data.mixture and data.path:
+        raise ConfigError("data.path and data.mixture are both set; put every source into the mixture")
+    fraction = 0.0 if data.eval_path else data.eval_fraction
+    opened = []
+    for name, weight, part in _parts(data):
+        kind, source = _open(part.source, part.path, part, plugins)
+        train, held_out = split(source, fraction, data.seed, skip_bad=data.on_bad_record == "skip")
+        opened.append(_Named(name, kind, weight, train, held_out))
+    return opened
+
+
+def _parts(data: DataConfig) -> Iterator[tuple[str, float, DataConfig]]:
+    """(name, weight, configuration) of each source."""
+    if not data.mixture:
+        yield "train", 1.0, data
+    for name, entry in data.mixture.items():
+        for key in entry:
+            if key not in MIXTURE_KEYS:
+                raise ConfigError(
+                    f"data.mixture: '{name}' has an unknown key '{key}'{did_you_mean(key, MIXTURE_KEYS)}; "
+                    f"allowed: {', '.join(MIXTURE_KEYS)}"
+                )
+        path = entry.get("path", ())
+        path = (path,) if isinstance(path, str) else tuple(path)
+        weight = float(entry.get("weight", 1.0))
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"data.mixture: '{name}' has weight {weight}; it must be a number above 0")
+        yield name, weight, replace(data, path=path, source=entry.get("source", "auto"))
+
+
+def _open(kind: str, paths: tuple[str, ...], data: DataConfig, plugins: Plugins) -> tuple[str, Source]:
+    kind = auto.choose(paths) if kind == "auto" else kind
+    return kind, plugins.registry("datasets").resolve(kind)(paths, data)
+
+
+def _training_texts(views: Sequence[View], skip_bad: bool) -> Iterator[str]:
+    for view in views:
+        for i in range(len(view)):
+            try:
+                document = view[i]
+            except RecordError:
+                if not skip_bad:
+                    raise
+                continue
+            yield from texts(document)
+
+
+def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+    size = config.model.vocab_size
+    if size is not None and size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {size}, but the tokenizer has {tokenizer.vocab_size} entries; raise it to "
+            f"{tokenizer.vocab_size} or more, or leave it out to follow the tokenizer"
+        )
