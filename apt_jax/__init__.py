@@ -1,0 +1,36 @@
+"""apt_jax: train, plan, compress and ship language models in JAX; everything beyond the core is a plugin.
+
+Importing it is light: jax is imported when one of the public names that need it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from apt_jax.core.hookspecs import hookimpl
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "APTLargeModel": "apt_jax.model.architectures",
+    "APTModel": "apt_jax.model.architectures",
+    "Config": "apt_jax.core.config",
+    "list_profiles": "apt_jax.core.config",
+    "load_plugins": "apt_jax.core.registry",
+    "load_profile": "apt_jax.core.config",
+}
+
+__all__ = ["__version__", "hookimpl", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]  # names of __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'apt_jax' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
