@@ -22,7 +22,7 @@ class Objective:
     """A loss and its additional terms.
 
     Attributes:
-      loss: `loss(model, hidden, batch, *, config, controls) -> LossOutput` with sums over tokens.
+      loss: `loss(model, batch, *, config, controls, dropout_key) -> LossOutput` with sums over tokens.
       terms: name -> `term(model, hidden, batch, controls) -> scalar`, a sum over tokens, already weighted.
     """
 
@@ -37,18 +37,11 @@ class Objective:
 
         Sums always hold `loss` (the registered loss alone) and `weight` (tokens that count).
         """
-        hidden = model.hidden(
-            batch["tokens"],
-            positions_BT=batch["positions"],
-            segment_ids_BT=batch["segment_ids"],
-            controls=controls,
-            dropout_key=dropout_key,
-        )
-        out = self.loss(model, hidden, batch, config=self.config, controls=controls)
+        out = self.loss(model, batch, config=self.config, controls=controls, dropout_key=dropout_key)
         sums = {"loss": out.loss_sum, "weight": out.weight_sum, **out.metrics}
-        total = out.loss_sum + out.extra_sum
+        total = out.loss_sum
         for name, term in self.terms.items():
-            value = jnp.asarray(term(model, hidden, batch, controls), jnp.float32)
+            value = jnp.asarray(term(model, out.hidden, batch, controls), jnp.float32)
             if value.shape != ():
                 raise PluginError(
                     f"loss term '{name}' returned shape {value.shape}; it must be a scalar sum over tokens"

@@ -148,7 +148,10 @@ class Program:
             loss_scale = state.loss_scale
             if self._dtype == jnp.float16:
                 finite = all_finite(grads)
-                keep = lambda new, old: jnp.where(finite, new, old)
+
+                def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+                    return jnp.where(finite, new, old)
+
                 params = jax.tree.map(keep, params, state.params)
                 opt_state = jax.tree.map(keep, opt_state, state.opt_state)
                 loss_scale = next_loss_scale(loss_scale, finite)
@@ -215,7 +218,7 @@ def _means(sums: Metrics) -> Metrics:
 def _logical_axes(state: nnx.State) -> Any:
     """Nested dict of logical axis names, with the structure of the parameters."""
     axes: dict[str, Any] = {}
-    for path, variable in state.flat_state():
+    for path, variable in nnx.to_flat_state(state):
         metadata = variable.get_metadata()
         if "logical_axes" not in metadata:
             name = ".".join(map(str, path))
