@@ -20,7 +20,7 @@ _FLAGS = ("config", "workdir", "plugins", "plugins_dir")
 _KEY = "config."
 
 USAGE = """\
-usage: python -m apt_jax.main --config=PROFILE [--workdir=DIR] [--config.KEY=VALUE …]
+usage: python -m apt_jax.main --config=PROFILE [--workdir=DIR] [--config.KEY=VALUE ...]
 
   --config=PROFILE      a shipped name, file.py, file.py:argument, or file.yaml
   --workdir=DIR         where checkpoints, metrics and plots go; the same command again continues there
@@ -30,7 +30,7 @@ usage: python -m apt_jax.main --config=PROFILE [--workdir=DIR] [--config.KEY=VAL
   --plugins_dir=DIR     folder of single-file plugins
   --help, --helpfull    this text; with all configuration keys
 
-shipped profiles: {profiles}"""
+shipped profiles: """
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _apply_plugin_flags(draft: Draft, flags: dict[str, str]) -> None:
 
 
 def _help(*, full: bool) -> str:
-    usage = USAGE.format(profiles=", ".join(list_profiles()))
+    usage = USAGE + ", ".join(list_profiles())
     if not full:
         return f"{usage}\nall configuration keys: --helpfull"
     return "\n".join([usage, "", "configuration keys:", *(f"  {line}" for line in describe_keys())])

@@ -99,5 +99,5 @@ def _wrong_key(message: str, line: str, place: str) -> ConfigError:
     parent = section.group(1).rstrip(".") if section else None
     if key and parent in sections():
         return unknown_key(f"{parent}.{key}" if parent else key, place)
-    nearest = did_you_mean(key, {path.rpartition(".")[2] for path in all_keys()})
+    nearest = did_you_mean(key, {part for path in all_keys() for part in path.split(".")})
     return ConfigError(f"{place}: unknown key '{key}'{nearest}; `--helpfull` lists all keys")

@@ -175,7 +175,7 @@ class MonitoringConfig:
 @dataclass(frozen=True)
 class PluginsConfig:
     enabled: tuple[str, ...] = ()  # must load, or the run stops; empty: all that are installed
-    disabled: tuple[str, ...] = ()  # never loaded
+    disabled: tuple[str, ...] = ()  # never loaded; *: nothing but the built-ins
     dir: str | None = None  # folder of single-file plugins
 
 

@@ -60,36 +60,41 @@ def validate(config: Values, *, source: str = "config", places: Mapping[str, str
     return result
 
 
-def to_plain(values: Any) -> Any:
+def to_plain(values: Any, path: str = "") -> Any:
     """Returns nested ConfigDicts and mappings as plain dicts; other values as they are.
 
     Raises:
       ConfigError: a required placeholder was left empty.
     """
-    if isinstance(values, ml_collections.ConfigDict):
+    if not isinstance(values, ml_collections.ConfigDict | Mapping):
+        return values
+    plain: dict[str, Any] = {}
+    for name in values:
+        inside = f"{path}.{name}" if path else str(name)
         try:
-            return {name: to_plain(value) for name, value in values.items()}
-        except RequiredValueError as error:
-            raise ConfigError(f"config: {str(error).splitlines()[0]}") from None
-    if isinstance(values, Mapping):
-        return {name: to_plain(value) for name, value in values.items()}
-    return values
+            plain[name] = to_plain(values[name], inside)
+        except RequiredValueError:
+            raise ConfigError(
+                f"{inside}: a value is required; give one with --config.{inside}=VALUE"
+            ) from None
+    return plain
 
 
 def unknown_key(path: str, source: str) -> ConfigError:
     """Returns the error for a dotted key that does not exist: nearest name and all allowed ones."""
+    parent, depth = "", 0
     parts = path.split(".")
-    parent = ".".join(parts[:-1])
-    while parent not in sections():
-        parent = parent.rpartition(".")[0]
-    name = path[len(parent) + 1 :] if parent else path
-    if parent and parent in all_keys():
-        return ConfigError(f"{source}: {path}: unknown key; '{parent}' is a value, it has nothing inside")
+    while depth < len(parts) and (name := ".".join(parts[: depth + 1])) in sections():
+        parent, depth = name, depth + 1
+    reached = ".".join(parts[: depth + 1])
+    if reached in all_keys():
+        return ConfigError(f"{source}: {path}: unknown key; '{reached}' is a value, it has nothing inside")
     allowed = sections()[parent]
-    hint = did_you_mean(name, allowed)
-    if not hint:
-        elsewhere = [other for other in all_keys() if other.rpartition(".")[2] == parts[-1]]
-        hint = f" (did you mean '{elsewhere[0]}'?)" if elsewhere else ""
+    elsewhere = [other for other in all_keys() if other.rpartition(".")[2] == parts[-1]]
+    if elsewhere and depth == len(parts) - 1:
+        hint = f" (did you mean '{elsewhere[0]}'?)"
+    else:
+        hint = did_you_mean(parts[min(depth, len(parts) - 1)], allowed)
     where = f"allowed in '{parent}'" if parent else "sections"
     return ConfigError(f"{source}: {path}: unknown key{hint}; {where}: {', '.join(allowed)}")
 

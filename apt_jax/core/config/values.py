@@ -101,7 +101,7 @@ def _number(value: Any, key: Key) -> int | float:
     if not _is_finite_number(value):
         raise _expected(key, value)
     if key.kind == "int":
-        number = math.trunc(value)
+        number = int(value)
         if value != number or abs(number) > LARGEST_INTEGER:
             raise _expected(key, value)
     else:

@@ -85,7 +85,9 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except _Refused as error:
         raise ConfigError(f"{path}{_line(error.problem_mark)}: {error.problem}") from None
     except yaml.reader.ReaderError as error:
-        raise ConfigError(f"{path}: not valid YAML: character {error.character!r} is not allowed") from None
+        raise ConfigError(
+            f"{path}: not valid YAML: character U+{error.character:04X} is not allowed"
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections such as model and training")
     return values, lines

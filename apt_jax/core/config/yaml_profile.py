@@ -40,6 +40,7 @@ class _Reader:
         self._lines = lines
         self._given: dict[str, str] = {}  # our key -> the profile's key that set it
         self._checkpointing: bool | None = None
+        self._trackers: dict[str, tuple[str, dict[str, Any]]] = {}  # name -> (the profile's key, settings)
         self._handlers: dict[str, Callable[[str, Any], None]] = {
             "model.architecture": self._architecture,
             "training.mixed_precision": self._mixed_precision,
@@ -65,7 +66,9 @@ class _Reader:
             elif path in self._handlers:
                 self._handlers[path](path, value)
             elif path in all_keys():
-                self._set(path, value, path)
+                # `extensions:` with nothing below it is an empty mapping, not a missing value.
+                empty = value is None and isinstance(all_keys()[path].default, Mapping)
+                self._set(path, {} if empty else value, path)
             elif path in yaml_keys.RENAMED:
                 self._set(yaml_keys.RENAMED[path], value, path)
             elif path in yaml_keys.NOT_APPLICABLE:
@@ -86,6 +89,7 @@ class _Reader:
 
     def finish(self) -> None:
         """Settles what depends on several keys of the profile."""
+        self._finish_trackers()
         if self._checkpointing is not None and "model.remat_policy" not in self._given:
             self.draft.put("model.remat_policy", "full" if self._checkpointing else "none", self._source)
         data, experts = (self.draft.get(f"{_LAYOUT}.{axis}_parallel") for axis in ("data", "expert"))
@@ -103,6 +107,17 @@ class _Reader:
         axes = [self.draft.get(f"{_LAYOUT}.{axis}_parallel") for axis in ("tensor", "pipeline", "expert")]
         if f"{_LAYOUT}.strategy" not in self._given and any(_is_size(size) and size > 1 for size in axes):
             self.draft.put(f"{_LAYOUT}.strategy", "hybrid", self._source)
+
+    def _finish_trackers(self) -> None:
+        for name, (path, settings) in self._trackers.items():
+            listed = self.draft.get("monitoring.trackers") or []
+            listed = [listed] if isinstance(listed, str) else listed
+            if isinstance(listed, list) and name not in listed:
+                self.draft.put("monitoring.trackers", [*listed, name], self._place(path))
+            if settings and self.draft.get(f"extensions.{name}") is not None:
+                raise self._error(path, f"says the same as 'extensions.{name}'; keep one of them")
+            if settings:
+                self.draft.put(f"extensions.{name}", settings, self._place(path))
 
     def _set(self, target: str, value: Any, path: str) -> None:
         if target in self._given:
@@ -171,10 +186,7 @@ class _Reader:
         enabled, settings = self._enabled(path, value)
         name = path.rpartition(".")[2]
         if enabled:
-            trackers = self.draft.get("monitoring.trackers") or []
-            self.draft.put("monitoring.trackers", [*trackers, name], self._place(path))
-            if settings:
-                self.draft.put(f"extensions.{name}", settings, self._place(path))
+            self._trackers[name] = path, settings
         elif settings:
             self._note(path, "switched off; its settings are not used")
 
