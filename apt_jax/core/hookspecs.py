@@ -100,7 +100,7 @@ def apt_architectures() -> Targets:
     Target: `factory(config: ModelConfig, vocab_size, rngs: nnx.Rngs, *, kernels, dtype) -> nnx.Module`
     fulfilling `apt_jax.model.api.LanguageModel`; `kernels` maps names to attention kernels.
 
-        return {"my_model": "my_package.model:build"}
+    Example: `return {"my_model": "my_package.model:build"}`
     """
 
 
@@ -110,7 +110,7 @@ def apt_trainers() -> Targets:
 
     Target: `factory(config: Config, plugins) -> trainer` with `train() -> report`.
 
-        return {"distill": "my_package.distill:DistillTrainer"}
+    Example: `return {"distill": "my_package.distill:DistillTrainer"}`
     """
 
 
@@ -121,7 +121,7 @@ def apt_losses() -> Targets:
     Target: `loss(model, batch, *, config: TrainingConfig, controls, dropout_key) -> LossOutput` with sums
     over tokens. It is traced: pure jax. For something *added* to the loss see `apt_loss_terms`.
 
-        return {"focal": "my_package.losses:focal"}
+    Example: `return {"focal": "my_package.losses:focal"}`
     """
 
 
@@ -131,7 +131,7 @@ def apt_optimizers() -> Targets:
 
     Target: `factory(config: TrainingConfig, schedule, decay_mask) -> optax.GradientTransformation`.
 
-        return {"lion": "my_package.optim:lion"}
+    Example: `return {"lion": "my_package.optim:lion"}`
     """
 
 
@@ -141,7 +141,7 @@ def apt_schedules() -> Targets:
 
     Target: `factory(config: TrainingConfig) -> (step -> value)`, traced; `step` counts finished steps.
 
-        return {"step_down": "my_package.schedules:step_down"}
+    Example: `return {"step_down": "my_package.schedules:step_down"}`
     """
 
 
@@ -152,7 +152,7 @@ def apt_tokenizers() -> Targets:
     Target: `factory(config: DataConfig, documents: () -> Iterator[str]) -> Tokenizer`; `documents()`
     reads the training texts anew at each call.
 
-        return {"unigram": "my_package.text:unigram"}
+    Example: `return {"unigram": "my_package.text:unigram"}`
     """
 
 
@@ -163,7 +163,7 @@ def apt_datasets() -> Targets:
     Target: `factory(paths: tuple[str, ...], config: DataConfig) -> Source`: random access to documents
     and a fingerprint, see `apt_jax.trainops.data.api`.
 
-        return {"warc": "my_package.data:WarcSource"}
+    Example: `return {"warc": "my_package.data:WarcSource"}`
     """
 
 
@@ -173,7 +173,7 @@ def apt_metrics() -> Targets:
 
     Target: `metric(logits_BTV, targets_BT, weights_BT) -> scalar sum over tokens`, traced.
 
-        return {"top5": "my_package.metrics:top5"}
+    Example: `return {"top5": "my_package.metrics:top5"}`
     """
 
 
@@ -184,7 +184,7 @@ def apt_attention_kernels() -> Targets:
     Target: `kernel(q_BTNH, k_BSKH, v_BSKH, mask: AttentionMask, *, scale) -> o_BTNH`, traced. It raises
     ModelError where it cannot honour the mask.
 
-        return {"my_flash": "my_package.kernels:flash"}
+    Example: `return {"my_flash": "my_package.kernels:flash"}`
     """
 
 
@@ -194,7 +194,7 @@ def apt_quant_formats() -> Targets:
 
     Target: `factory() -> format` with its encode and decode functions.
 
-        return {"int3": "my_package.formats:int3"}
+    Example: `return {"int3": "my_package.formats:int3"}`
     """
 
 
@@ -204,7 +204,7 @@ def apt_devices() -> Targets:
 
     Target: `factory() -> device description`: memory in bytes, FLOP/s by dtype, link speeds in bytes/s.
 
-        return {"my_chip": "my_package.devices:my_chip"}
+    Example: `return {"my_chip": "my_package.devices:my_chip"}`
     """
 
 
@@ -214,7 +214,7 @@ def apt_trackers() -> Targets:
 
     Target: `factory(workdir: Path, config: Config) -> Tracker`, see `apt_jax.trainops.monitoring.tracker`.
 
-        return {"mlflow": "my_package.tracking:MlflowTracker"}
+    Example: `return {"mlflow": "my_package.tracking:MlflowTracker"}`
     """
 
 
@@ -224,7 +224,7 @@ def apt_backends() -> Targets:
 
     Target: `factory(config: Config) -> backend`.
 
-        return {"my_cluster": "my_package.jobs:Cluster"}
+    Example: `return {"my_cluster": "my_package.jobs:Cluster"}`
     """
 
 
@@ -234,7 +234,7 @@ def apt_package_stores() -> Targets:
 
     Target: `factory(address: str) -> store`.
 
-        return {"s3": "my_package.stores:S3Store"}
+    Example: `return {"s3": "my_package.stores:S3Store"}`
     """
 
 
@@ -244,7 +244,7 @@ def apt_commands() -> Targets:
 
     Target: `main(argv: list[str]) -> int`, the exit code; `argv` begins after the command's name.
 
-        return {"my-tool": "my_package.cli:main"}
+    Example: `return {"my-tool": "my_package.cli:main"}`
     """
 
 
@@ -259,7 +259,7 @@ def apt_transform_model(model: Model, config: Config) -> Model | None:
     outcome of the plugins before; change it in place or return another. None means `model`. New
     parameters need metadata `logical_axes`; draw them from `config.training.seed`.
 
-        model.layers.attn.q.dot_general = my_dot
+    Example: `model.layers.attn.q.dot_general = my_dot`
     """
 
 
@@ -267,7 +267,7 @@ def apt_transform_model(model: Model, config: Config) -> Model | None:
 def apt_quant_rules(config: Config) -> Sequence[Any] | None:
     """Which weights use which number format: rules tried in order, the first match on a path wins.
 
-        return [("layers/mlp/.*", "nvfp4")]
+    Example: `return [("layers/mlp/.*", "nvfp4")]`
     """
 
 
@@ -275,7 +275,7 @@ def apt_quant_rules(config: Config) -> Sequence[Any] | None:
 def apt_sharding_rules(config: Config) -> Mapping[str, tuple[str, ...]] | None:
     """Mesh axes for logical axis names, over the defaults of `apt_jax.trainops.distributed.rules`.
 
-        return {"my_axis": ("tensor",)}
+    Example: `return {"my_axis": ("tensor",)}`
     """
 
 
@@ -283,7 +283,7 @@ def apt_sharding_rules(config: Config) -> Mapping[str, tuple[str, ...]] | None:
 def apt_memory_kinds(config: Config) -> Mapping[str, str] | None:
     """Memory level (`device`, `pinned_host`, `disk`) for groups of arrays, by path pattern.
 
-        return {"optimizer/.*": "pinned_host"}
+    Example: `return {"optimizer/.*": "pinned_host"}`
     """
 
 
@@ -291,7 +291,7 @@ def apt_memory_kinds(config: Config) -> Mapping[str, str] | None:
 def apt_remat_policy(name: str) -> Callable[..., Any] | None:
     """A `jax.checkpoint` policy for a `model.remat_policy` that is not built in; None if not yours.
 
-        return jax.checkpoint_policies.dots_saveable if name == "my_policy" else None
+    Example: `return jax.checkpoint_policies.dots_saveable if name == "my_policy" else None`
     """
 
 
@@ -301,7 +301,7 @@ def apt_precision_policy(config: Config, platform: str) -> str | None:
 
     `platform` is jax's name of the device kind: cpu, gpu, tpu.
 
-        return "bf16" if platform == "cpu" else None
+    Example: `return "bf16" if platform == "cpu" else None`
     """
 
 
@@ -309,7 +309,7 @@ def apt_precision_policy(config: Config, platform: str) -> str | None:
 def apt_transform_optimizer(optimizer: Optimizer, config: Config) -> Optimizer | None:
     """Wraps or replaces the optimizer; `optimizer` is the outcome of the plugins before.
 
-        return optax.chain(my_filter(), optimizer)
+    Example: `return optax.chain(my_filter(), optimizer)`
     """
 
 
@@ -320,7 +320,7 @@ def apt_loss_terms(config: Config) -> Mapping[str, Callable[..., Any]] | None:
     Each is `term(model, hidden: Hidden, batch, controls) -> float32 scalar`, traced: a sum over the tokens
     that count (`batch["loss_mask"]`), already weighted. Return terms only where the config asks for them.
 
-        return {"z": my_term} if "my_plugin" in config.extensions else None
+    Example: `return {"z": my_term} if "my_plugin" in config.extensions else None`
     """
 
 
@@ -328,7 +328,7 @@ def apt_loss_terms(config: Config) -> Mapping[str, Callable[..., Any]] | None:
 def apt_schedule_values(config: Config) -> Mapping[str, Callable[..., Any]] | None:
     """Values that change during training, by name: `step -> scalar`, traced, handed to layers and losses.
 
-        return {"my_weight": lambda step: step / config.training.max_steps}
+    Example: `return {"my_weight": lambda step: step / config.training.max_steps}`
     """
 
 
@@ -339,7 +339,7 @@ def apt_schedule_values(config: Config) -> Mapping[str, Callable[..., Any]] | No
 def apt_train_begin(run: Run) -> None:
     """Before the first step of this process, everything being built.
 
-        print(run.num_params)
+    Example: `print(run.num_params)`
     """
 
 
@@ -347,7 +347,7 @@ def apt_train_begin(run: Run) -> None:
 def apt_train_end(run: Run, report: Mapping[str, Any]) -> None:
     """After the last step, however the run ended short of an exception.
 
-        (run.workdir / "done").write_text(str(report["steps"]))
+    Example: `(run.workdir / "done").write_text(str(report["steps"]))`
     """
 
 
@@ -355,7 +355,7 @@ def apt_train_end(run: Run, report: Mapping[str, Any]) -> None:
 def apt_epoch_begin(run: Run, epoch: int) -> None:
     """Before the first step of an epoch; `epoch` counts from 0.
 
-        print("epoch", epoch)
+    Example: `print("epoch", epoch)`
     """
 
 
@@ -363,7 +363,7 @@ def apt_epoch_begin(run: Run, epoch: int) -> None:
 def apt_epoch_end(run: Run, epoch: int, metrics: Metrics) -> None:
     """After the last step of an epoch, with the metrics of that step.
 
-        print(epoch, metrics["loss"])
+    Example: `print(epoch, metrics["loss"])`
     """
 
 
@@ -373,7 +373,7 @@ def apt_step_end(run: Run, step: int, metrics: Metrics) -> None:
 
     `metrics` has `loss` (nats per token), `tokens`, `grad_norm`, `learning_rate`, `step_seconds` …
 
-        if metrics["loss"] > 10: print("step", step)
+    Example: `if metrics["loss"] > 10: print("step", step)`
     """
 
 
@@ -381,7 +381,7 @@ def apt_step_end(run: Run, step: int, metrics: Metrics) -> None:
 def apt_eval_end(run: Run, step: int, metrics: Metrics) -> None:
     """After an evaluation; `metrics` has at least `eval_loss` (nats per token).
 
-        print(step, metrics["eval_loss"])
+    Example: `print(step, metrics["eval_loss"])`
     """
 
 
@@ -389,7 +389,7 @@ def apt_eval_end(run: Run, step: int, metrics: Metrics) -> None:
 def apt_checkpoint_saved(run: Run, step: int, path: Path) -> None:
     """Once a checkpoint is complete on disk; `path` is its folder.
 
-        upload(path)
+    Example: `upload(path)`
     """
 
 
@@ -397,5 +397,5 @@ def apt_checkpoint_saved(run: Run, step: int, path: Path) -> None:
 def apt_failure(run: Run, error: BaseException) -> None:
     """When an exception ends the run; it is raised again afterwards.
 
-        notify(str(error))
+    Example: `notify(str(error))`
     """
