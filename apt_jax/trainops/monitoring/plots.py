@@ -65,6 +65,7 @@ def _panels(report: Mapping[str, Any]) -> list[tuple[str, str, list[tuple[str, s
 
 
 def _draw_panel(axis: Any, title: str, unit: str, curves: Sequence[tuple[str, str, list[Any]]]) -> None:
+    top = max(points[-1][1] for _, _, points in curves if points)
     for label, color, points in curves:
         if not points:
             continue
@@ -74,13 +75,13 @@ def _draw_panel(axis: Any, title: str, unit: str, curves: Sequence[tuple[str, st
         if label:
             axis.annotate(
                 f"{values[-1]:.3f}", (steps[-1], values[-1]), xytext=(6, 0), textcoords="offset points",
-                va="center", color=color, fontsize=9, annotation_clip=False,
+                va="bottom" if values[-1] == top else "top", color=color, fontsize=9, annotation_clip=False,
             )  # fmt: skip
     if any(label for label, _, points in curves if points):
         axis.legend(frameon=False, loc="upper right")
     axis.set_title(title, loc="left", fontsize=10, color=_INK)
     axis.set_ylabel(unit, color=_GREY)
-    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]) if title != "loss" else None)
+    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     axis.margins(x=0.01)
     axis.grid(True, color="#e2e8f0", linewidth=0.8)
     axis.tick_params(colors=_GREY, labelsize=9)
