@@ -21,11 +21,10 @@ It takes any subset of a hook's arguments, by name and without defaults. There a
 
 Order: built-ins first, then plugins by name; `tryfirst=True` goes before all of those and
 `trylast=True` after (several of them: by name, and by name reversed). Wrappers are refused: every
-result belongs to one plugin. Nothing here imports jax; array types are described in words.
+result belongs to one plugin. Specifications have no body and import no jax.
 """
 
 # pyright: reportReturnType=false
-# Specifications have no body.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ import pluggy
 if TYPE_CHECKING:
     from apt_jax.core.config.schema import Config
 
-PROJECT = "apt_jax"  # marker name, entry-point group, and prefix `apt_` of every hook
+PROJECT = "apt_jax"  # name of the markers and of the entry-point group
 API_VERSION = "1"  # raised when an implementation written for the contract would have to change
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -129,7 +128,7 @@ def apt_losses() -> Targets:
 def apt_optimizers() -> Targets:
     """Optimizers, chosen by `training.optimizer`.
 
-    Target: `factory(config: TrainingConfig, schedule, decay_mask) -> optax.GradientTransformation`.
+    Target: `factory(config: TrainingConfig, schedule, groups: ParamGroups) -> optax.GradientTransformation`.
 
     Example: `return {"lion": "my_package.optim:lion"}`
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pluggy
@@ -80,17 +80,24 @@ class Plugins:
         """
         if value:
             (arguments[hook_arguments(hook)[0]],) = value
-        calls = self._calls(hook, "transform", arguments)
-        combine = COMBINE[hook]
-        if combine == "chain":
-            first = hook_arguments(hook)[0]
-            for _, answer in calls:
-                if answer is not None:
-                    arguments[first] = answer
-            return arguments[first]
-        if combine == "first":
-            return next((answer for _, answer in calls if answer is not None), None)
-        return _merge(hook, calls) if combine == "merge" else _concatenate(hook, calls)
+        found = self._implementations(hook, "transform", arguments)
+        # Lazy: `first` stops asking, and `chain` changes the arguments between two calls.
+        answers = (
+            (name, call(name, hook, fill(function, names, arguments))) for name, function, names in found
+        )
+        given = ((name, answer) for name, answer in answers if answer is not None)
+        match COMBINE[hook]:
+            case "chain":
+                changing = hook_arguments(hook)[0]
+                for _, answer in given:
+                    arguments[changing] = answer
+                return arguments[changing]
+            case "merge":
+                return _merge(hook, given)
+            case "concatenate":
+                return _concatenate(hook, given)
+            case "first":
+                return next((answer for _, answer in given), None)
 
     def observe(self, hook: str, /, **arguments: Any) -> None:
         """Tells the observers. Never raises for a plugin's failure: it is logged, and counted."""
@@ -104,11 +111,6 @@ class Plugins:
                 count = self._failures[name]
                 verdict = "no longer called" if count >= ALLOWED_FAILURES else "the run goes on"
                 _log.warning("%s; failure %d of %d, %s", error, count, ALLOWED_FAILURES, verdict)
-
-    def _calls(self, hook: str, kind: Kind, arguments: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Calls one plugin after the other, as the answers are taken; reads `arguments` anew each time."""
-        for name, function, argnames in self._implementations(hook, kind, arguments):
-            yield name, call(name, hook, fill(function, argnames, arguments))
 
     def _implementations(
         self, hook: str, kind: Kind | None, arguments: Mapping[str, Any]
@@ -146,8 +148,6 @@ def _merge(hook: str, answers: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     owners: dict[str, str] = {}
     for name, answer in answers:
-        if answer is None:
-            continue
         if not isinstance(answer, Mapping):
             raise PluginError(f"plugin '{name}': {hook} returned {type(answer).__name__}; return a mapping")
         for key, value in answer.items():
@@ -163,8 +163,6 @@ def _merge(hook: str, answers: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _concatenate(hook: str, answers: Iterable[tuple[str, Any]]) -> list[Any]:
     joined: list[Any] = []
     for name, answer in answers:
-        if answer is None:
-            continue
         if isinstance(answer, str | bytes) or not isinstance(answer, Sequence):
             raise PluginError(f"plugin '{name}': {hook} returned {type(answer).__name__}; return a list")
         joined.extend(answer)
