@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -36,7 +37,7 @@ def generate_full(samples: int, heldout: int, seed: int) -> tuple[Full, Full]:
 
     Raises DataError when the lexicon cannot give so many.
     """
-    split = draw("full", _pools(lexicon()), samples, heldout, seed)
+    split = draw("full", _candidates(), samples, heldout, seed)
 
     def cards(clauses: tuple[Clause, ...], name: str) -> Full:
         metadata = {
@@ -60,8 +61,10 @@ def _card(clause: Clause, seed: int) -> Card:
     return make_card(clause, random.Random(f"{seed}/subject/{clause.concept}").choice(pronouns))
 
 
-def _pools(words: Lexicon) -> list[Pool[Clause]]:
+@lru_cache
+def _candidates() -> list[Pool[Clause]]:
     """The bare verb phrases are facts: each is met in training, alone or modified."""
+    words = lexicon()
     return [
         Pool(
             " + ".join(kinds) or "verb",

@@ -70,6 +70,20 @@ def capacity(pools: Sequence[Pool[T]], heldout: int) -> int:
     return sum(len(pool.items) for pool in pools) - heldout
 
 
+def check_heldout(what: str, pools: Sequence[Pool[T]], heldout: int) -> dict[str, int]:
+    """The most that can be held out of each pool: half of what need not stay in training.
+
+    Raises DataError when that is less than `heldout`.
+    """
+    spare = {pool.name: _spare(pool.items) // 2 for pool in pools}
+    if sum(spare.values()) < heldout:
+        raise DataError(
+            f"hlbd: {what} can hold out at most {sum(spare.values())} questions, {heldout} are asked for; "
+            "lower --heldout"
+        )
+    return spare
+
+
 def draw(what: str, pools: Sequence[Pool[T]], samples: int, heldout: int, seed: int) -> Split[T]:
     """Draws `samples` training and `heldout` other samples from the pools, shuffled.
 
@@ -81,14 +95,8 @@ def draw(what: str, pools: Sequence[Pool[T]], samples: int, heldout: int, seed: 
         items = list(pool.items)
         random.Random(f"{seed}/{what}/{pool.name}").shuffle(items)
         shuffled[pool.name] = items
-    # At most half of what need not stay in training: a template is never mostly held out.
-    spare = {pool.name: _spare(pool.items) // 2 for pool in pools}
     weights = {pool.name: pool.weight for pool in pools}
-    if sum(spare.values()) < heldout:
-        raise DataError(
-            f"hlbd: {what} can hold out at most {sum(spare.values())} questions, "
-            f"{heldout} are asked for; lower --heldout"
-        )
+    spare = check_heldout(what, pools, heldout)
     if capacity(pools, heldout) < samples:
         raise DataError(
             f"hlbd: {what} can give {capacity(pools, heldout)} unique training samples beside "
@@ -103,9 +111,8 @@ def draw(what: str, pools: Sequence[Pool[T]], samples: int, heldout: int, seed: 
         out, rest = _hold_out(items, held[name])
         away += [item.sample for item in out]
         train += [item.sample for item in rest[: kept[name]]]
-    rng = random.Random(f"{seed}/{what}/order")
-    rng.shuffle(train)
-    rng.shuffle(away)
+    for name, samples_drawn in (("train", train), ("heldout", away)):
+        random.Random(f"{seed}/{what}/{name}").shuffle(samples_drawn)
     return Split(tuple(train), tuple(away))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from apt_jax.core.errors import DataError
 from apt_jax.trainops.data.hlbd.hardcore import arithmetic, geometry, physics, reverse_english, zodiac
 from apt_jax.trainops.data.hlbd.records import Hardcore, Question
-from apt_jax.trainops.data.hlbd.sampling import Pool, apportion, capacity, draw
+from apt_jax.trainops.data.hlbd.sampling import Pool, apportion, capacity, check_heldout, draw
 
 MODULES: dict[str, tuple[int, Callable[[], list[Pool[Question]]]]] = {  # name: share, its candidates
     "geometry": (860, geometry.pools),
@@ -26,8 +27,9 @@ def generate_hardcore(samples: int, heldout: int, seed: int) -> tuple[Hardcore, 
     shares = {name: share for name, (share, _) in MODULES.items()}
     counts = apportion(samples, shares, dict.fromkeys(shares, samples))
     away = apportion(heldout, shares, dict.fromkeys(shares, heldout))
-    candidates = {name: unique(pools()) for name, (_, pools) in MODULES.items()}
+    candidates = _candidates()
     for name, pools in candidates.items():
+        check_heldout(name, pools, away[name])
         if capacity(pools, away[name]) < counts[name]:
             most = min(
                 capacity(candidates[other], away[other]) * sum(shares.values()) // share
@@ -45,6 +47,11 @@ def generate_hardcore(samples: int, heldout: int, seed: int) -> tuple[Hardcore, 
         Hardcore(_metadata(train, "train", samples, heldout, seed), train),
         Hardcore(_metadata(held, "heldout", samples, heldout, seed), held),
     )
+
+
+@lru_cache
+def _candidates() -> dict[str, list[Pool[Question]]]:
+    return {name: unique(pools()) for name, (_, pools) in MODULES.items()}
 
 
 def unique(pools: list[Pool[Question]]) -> list[Pool[Question]]:
