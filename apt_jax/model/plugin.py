@@ -31,3 +31,15 @@ def apt_losses() -> dict[str, str]:
 def apt_tokenizers() -> dict[str, str]:
     factories = "apt_jax.model.tokenization.factories"
     return {name: f"{factories}:{name}" for name in ("dynamic_tag", "bpe", "chinese", "chinese_word", "hf")}
+
+
+@hookimpl
+def apt_optimizers() -> dict[str, str]:
+    optimizers = "apt_jax.model.optim.optimizers"
+    return {name: f"{optimizers}:{name}" for name in ("adamw", "muon", "sgd")}
+
+
+@hookimpl
+def apt_schedules() -> dict[str, str]:
+    schedules = "apt_jax.core.schedules"
+    return {name: f"{schedules}:{name}" for name in ("constant", "linear", "cosine", "wsd", "sgdr")}

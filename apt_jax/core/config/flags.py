@@ -16,7 +16,8 @@ from apt_jax.core.config.schema import Config
 from apt_jax.core.config.validate import to_config_dict
 from apt_jax.core.errors import ConfigError, did_you_mean
 
-_FLAGS = ("config", "workdir", "plugins", "plugins_dir")
+_FLAGS = ("config", "workdir", "plugins", "plugins_dir", "stop_at", "accept_config_change")
+_SWITCHES = ("accept_config_change",)
 _KEY = "config."
 
 USAGE = """\
@@ -28,6 +29,8 @@ usage: python -m apt_jax.main --config=PROFILE [--workdir=DIR] [--config.KEY=VAL
                         lists as a,b or "['a', 'b']", mappings as "{'a': 1}", none for no value
   --plugins=a,-b        load a (and stop when it cannot be), never load b; none loads built-ins only
   --plugins_dir=DIR     folder of single-file plugins
+  --stop_at=STEP        end after this step with a checkpoint, as if interrupted
+  --accept_config_change  continue a workdir that was written by another config
   --help, --helpfull    this text; with all configuration keys
 
 shipped profiles: """
@@ -44,6 +47,8 @@ class RunArguments:
       source: the profile's path.
       overrides: `key=value` texts in the order given.
       notes: keys of a YAML profile that do not apply, one line each, to be shown to the user.
+      stop_at_step: end after this step; None: at the run's own end.
+      accept_config_change: continue a workdir of another config.
     """
 
     config: ml_collections.ConfigDict
@@ -52,6 +57,8 @@ class RunArguments:
     source: str
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    stop_at_step: int | None = None
+    accept_config_change: bool = False
 
 
 def parse_command_line(argv: Sequence[str]) -> RunArguments:
@@ -86,7 +93,15 @@ def parse_command_line(argv: Sequence[str]) -> RunArguments:
         source=source,
         overrides=tuple(overrides),
         notes=tuple(draft.notes),
+        stop_at_step=_step(flags["stop_at"]) if "stop_at" in flags else None,
+        accept_config_change="accept_config_change" in flags,
     )
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"--stop_at={text}: expected a step, an integer >= 1")
+    return int(text)
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -109,6 +124,11 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise ConfigError(f"unknown flag '{word}'{_nearest_flag(name)}; flags: {_flag_list()}")
         if name in flags:
             raise ConfigError(f"--{name} is given twice")
+        if name in _SWITCHES:
+            if equals:
+                raise ConfigError(f"--{name} takes no value; give it or leave it out")
+            flags[name] = "true"
+            continue
         value = value if equals else _next_value(words, name, word)
         if not value:
             raise ConfigError(f"--{name} is empty; write --{name}=VALUE")

@@ -41,7 +41,7 @@ class CheckpointManager:
         *,
         keep_best: bool = True,
         async_save: bool = True,
-        on_saved: Callable[[int, Path], None] | None = None,
+        read_only: bool = False,
     ):
         """Args:
         save_dir: created when missing.
@@ -49,11 +49,11 @@ class CheckpointManager:
         keep_last_n: newest steps kept.
         keep_best: also keep the step with the lowest evaluation loss.
         async_save: write in the background.
-        on_saved: called with (step, path) once a step is on disk.
+        read_only: neither creates nor cleans anything.
         """
         self.save_dir = Path(save_dir).absolute()
         self.save_interval = save_interval
-        self._on_saved = on_saved
+        self.on_saved: Callable[[int, Path], None] | None = None  # called once a step is on disk
         self._pending: list[int] = []
         policies: list[Any] = [checkpoint_managers.LatestN(keep_last_n)]
         if keep_best:
@@ -70,7 +70,9 @@ class CheckpointManager:
                 save_interval_steps=1,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=async_save,
-                cleanup_tmp_directories=True,
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
             ),
         )
 
@@ -180,8 +182,8 @@ class CheckpointManager:
             self._manager.wait_until_finished()
         while self._pending:
             step = self._pending.pop(0)
-            if self._on_saved:
-                self._on_saved(step, self.path(step))
+            if self.on_saved:
+                self.on_saved(step, self.path(step))
 
     def _resolve(self, step: int | None) -> int:
         steps = self.steps()

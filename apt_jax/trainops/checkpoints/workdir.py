@@ -41,6 +41,7 @@ class Workdir:
         """Raises CheckpointError if the folder cannot be created or written."""
         self.path = Path(path).absolute()
         self._existing: set[str] | None = None
+        self.begun = False
         if self.path.exists():
             if not self.path.is_dir():
                 raise CheckpointError(f"workdir {self.path}: is a file; give a folder")
@@ -85,6 +86,7 @@ class Workdir:
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_json(CONFIG_FILE, to_dict(config))
         self.write_json("env.json", environment)
+        self.begun = True
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file whole or not at all."""

@@ -17,12 +17,14 @@ from apt_jax.trainops.data.batches import Batches, Order, Part, endless, once
 from apt_jax.trainops.data.files import fingerprint
 from apt_jax.trainops.data.packing import pack
 from apt_jax.trainops.data.sources import auto
+from apt_jax.trainops.data.sources.memory import TextList
 from apt_jax.trainops.data.split import View, split, whole
 from apt_jax.trainops.data.stats import DataStats, SourceStats
 from apt_jax.trainops.data.tokenized import NoDocumentsError, TokenStore, tokenize
 
 CACHE_FOLDER = "cache"
 MIXTURE_KEYS = ("path", "source", "weight")
+Given = str | Path | Sequence[str] | Source | None  # a path or glob, texts, or a source
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +69,8 @@ def build_data(
     *,
     workdir: str | Path | None = None,
     progress: Progress | None = None,
+    sources: tuple[Given, Given] = (None, None),
+    tokenizer: Tokenizer | None = None,
 ) -> DataBundle:
     """Reads, tokenises and packs the data of a run.
 
@@ -74,25 +78,29 @@ def build_data(
       workdir: the run's folder, which keeps the tokenizer and the tokenised documents; None: nothing
         is kept.
       progress: called with (documents done, documents in all) while a source is tokenised.
+      sources: training and evaluation data given in Python, in place of the configuration's.
+      tokenizer: used as it is, in place of the configuration's.
 
     Raises:
       DataError: a file or record cannot be used.
       ConfigError: the settings contradict each other, or the model's vocabulary is too small.
       PluginError: no source or tokenizer of that name is registered.
     """
-    data = config.data
+    data, in_memory = _take(config.data, sources)
     folder = None if workdir is None else Path(workdir)
-    sources = _open_sources(data, plugins)
-    eval_views = [(source.name, source.held_out) for source in sources if source.held_out is not None]
-    if data.eval_path:
+    opened = _open_sources(data, plugins, in_memory)
+    eval_views = [(source.name, source.held_out) for source in opened if source.held_out is not None]
+    if in_memory[1] is not None:
+        eval_views = [("eval", whole(in_memory[1]))]
+    elif data.eval_path:
         _, source = _open(data.source, data.eval_path, data, plugins)
         eval_views = [("eval", whole(source))]
     skip = data.on_bad_record == "skip"
-    tokenizer = vocabulary.obtain(
+    tokenizer = tokenizer or vocabulary.obtain(
         data,
         plugins.registry("tokenizers").resolve,
-        lambda: _training_texts([source.train for source in sources], skip),
-        default="dynamic_tag" if all(source.kind == "hlbd" for source in sources) else "bpe",
+        lambda: _training_texts([source.train for source in opened], skip),
+        default="dynamic_tag" if all(source.kind == "hlbd" for source in opened) else "bpe",
         workdir=folder,
     )
     _check_vocabulary(config, tokenizer)
@@ -114,7 +122,7 @@ def build_data(
         )
         return Part(name, tokens, table)
 
-    train = [part(source.name, store(source.train, f"train-{i}")) for i, source in enumerate(sources)]
+    train = [part(source.name, store(source.train, f"train-{i}")) for i, source in enumerate(opened)]
     held_out = []
     for i, (name, view) in enumerate(eval_views):
         try:
@@ -134,7 +142,7 @@ def build_data(
             prefetch=data.prefetch,
         )
 
-    weights = [source.weight for source in sources]
+    weights = [source.weight for source in opened]
     kept = (data.seed, data.shuffle, data.packing, row_length, data.train_on_prompt, weights)
     return DataBundle(
         train=batches(train, endless(train, weights, seed=data.seed, shuffle=data.shuffle)),
@@ -148,10 +156,33 @@ def build_data(
     )
 
 
-def _open_sources(data: DataConfig, plugins: Plugins) -> list[_Named]:
+def _take(data: DataConfig, given: tuple[Given, Given]) -> tuple[DataConfig, tuple[Source | None, Source | None]]:
+    """Paths among the given data go into the configuration; texts and sources are used as they are."""
+    changes: dict[str, Any] = {}
+    in_memory: list[Source | None] = []
+    for key, value in zip(("path", "eval_path"), given, strict=True):
+        if isinstance(value, str | Path):
+            changes[key] = (str(value),)
+            value = None
+        elif value is not None and not isinstance(value, Source):
+            value = TextList(value, name="texts" if key == "path" else "evaluation texts")
+        in_memory.append(value)
+    if "path" in changes:
+        changes["mixture"] = {}
+    return replace(data, **changes), (in_memory[0], in_memory[1])
+
+
+def _open_sources(
+    data: DataConfig, plugins: Plugins, in_memory: tuple[Source | None, Source | None]
+) -> list[_Named]:
+    source, held_out_source = in_memory
+    if source is not None:
+        fraction = 0.0 if held_out_source is not None or data.eval_path else data.eval_fraction
+        train, held_out = split(source, fraction, data.seed, skip_bad=data.on_bad_record == "skip")
+        return [_Named("train", "given", 1.0, train, held_out)]
     if data.mixture and data.path:
         raise ConfigError("data.path and data.mixture are both set; put every source into the mixture")
-    fraction = 0.0 if data.eval_path else data.eval_fraction
+    fraction = 0.0 if data.eval_path or held_out_source is not None else data.eval_fraction
     opened = []
     for name, weight, part in _parts(data):
         kind, source = _open(part.source, part.path, part, plugins)

@@ -82,6 +82,15 @@ def _save(tokenizer: Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def load_kept(workdir: Path) -> Tokenizer:
+    """The tokenizer of the run in `workdir`.
+
+    Raises:
+      DataError: there is none, or it is damaged.
+    """
+    return _load(workdir / FOLDER, {})
+
+
 def _load(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     file = folder / ORIGIN_FILE
     try:

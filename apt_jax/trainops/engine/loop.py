@@ -111,7 +111,7 @@ def run_loop(
     waiting = 0.0
     epoch = math.floor(plan.start / plan.steps_per_epoch)
     watcher.epoch_begin(epoch)
-    began = time.perf_counter()
+    began: float | None = None  # when the step that is computing now began; unknown for the one that compiles
     timed_from = None
     latest: Mapping[str, float] = {}
 
@@ -165,7 +165,7 @@ def run_loop(
 
 
 def _publish(
-    pending: tuple[int, Any], watcher: Watcher, began: float, waiting: float
+    pending: tuple[int, Any], watcher: Watcher, began: float | None, waiting: float
 ) -> tuple[Mapping[str, float], float, float]:
     """Reads a step's metrics (blocking until it is done) and tells the watcher.
 
@@ -174,9 +174,9 @@ def _publish(
     step, metrics = pending
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     ready = time.perf_counter()
-    seconds = ready - began
-    values["step_seconds"] = seconds
-    values["tokens_per_second"] = values["tokens"] / seconds if seconds > 0 else 0.0
+    if began is not None:
+        values["step_seconds"] = ready - began
+        values["tokens_per_second"] = values["tokens"] / values["step_seconds"]
     values["data_wait_seconds"] = waiting
     if not math.isfinite(values["loss"]):
         raise Divergence(

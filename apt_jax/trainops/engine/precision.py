@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from apt_jax.core.config.schema import TrainingConfig
 from apt_jax.trainops.engine.state import LossScale
 
 _INITIAL_SCALE = 2.0**15
@@ -15,9 +14,13 @@ _MAX_SCALE = 2.0**24
 _DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
-def compute_dtype(config: TrainingConfig, platform: str) -> jnp.dtype:
-    """The dtype of activations and matmuls; parameters stay fp32. `auto`: bf16 on accelerators, fp32 on CPU."""
-    name = config.mixed_precision
+def compute_dtype(name: str, platform: str) -> jnp.dtype:
+    """The dtype of activations and matmuls; parameters stay fp32.
+
+    Args:
+      name: fp32, bf16, fp16, or auto: bf16 on accelerators and fp32 on CPU.
+      platform: jax's name of the device kind.
+    """
     if name == "auto":
         name = "fp32" if platform == "cpu" else "bf16"
     return jnp.dtype(_DTYPES[name])

@@ -142,6 +142,7 @@ class Program:
             metrics = {
                 **_means(sums),
                 "grad_norm": optax.tree_utils.tree_norm(grads),
+                "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
                 "learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
                 **controls,
             }
@@ -209,10 +210,10 @@ class Program:
 
 
 def _means(sums: Metrics) -> Metrics:
-    """Token means of every sum; `weight` itself becomes `tokens`."""
+    """Token means of every sum; `weight` itself becomes `learned_tokens`."""
     weight = jnp.maximum(sums["weight"], 1.0)
     means = {k: v / weight for k, v in sums.items() if k != "weight"}
-    return {**means, "tokens": sums["weight"]}
+    return {**means, "learned_tokens": sums["weight"]}
 
 
 def _logical_axes(state: nnx.State) -> Any:

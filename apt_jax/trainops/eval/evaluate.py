@@ -38,6 +38,7 @@ def evaluate(program: Program, params: Any, batches: EvalBatches, max_batches: i
         return {}
     means = {f"eval_{name}": total / weight for name, total in totals.items()}
     # exp overflows a float beyond ~709 nats: a model that bad has infinite perplexity for every purpose.
-    means["eval_perplexity"] = math.exp(means["eval_loss"]) if means["eval_loss"] < 700 else math.inf
+    nll = means.get("eval_nll", means["eval_loss"])  # without smoothing and z-loss, where the loss says so
+    means["eval_perplexity"] = math.exp(nll) if nll < 700 else math.inf
     means["eval_tokens"] = weight
     return means

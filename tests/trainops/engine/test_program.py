@@ -34,7 +34,8 @@ def test_loss_falls_from_uniform_with_one_trace():
     assert losses[-1] < 0.5 * losses[0]
     assert program.traces["train_step"] == 1
     assert int(state.step) == 20
-    assert float(metrics["tokens"]) == batch["loss_mask"].sum()
+    assert float(metrics["learned_tokens"]) == batch["loss_mask"].sum()
+    assert float(metrics["tokens"]) == (batch["segment_ids"] > 0).sum()
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -1,0 +1,54 @@
+"""The run header: what will happen, on what, decided by whom."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+
+from apt_jax.core.config import Config
+from apt_jax.trainops.engine.context import RunContext
+from apt_jax.trainops.engine.setup import Setup
+from apt_jax.trainops.monitoring import RunHeader, batch_arithmetic
+from apt_jax.trainops.monitoring.env import versions
+
+if TYPE_CHECKING:
+    from apt_jax.core.registry import Plugins
+    from apt_jax.trainops.data.bundle import DataBundle
+
+
+def describe_run(
+    config: Config, setup: Setup, data: DataBundle, plugins: Plugins, run: RunContext
+) -> RunHeader:
+    """Collects the facts shown before the first step."""
+    training, model, mesh = config.training, config.model, setup.program.mesh
+    vocabulary = model.vocab_size or data.tokenizer.vocab_size
+    shards = math.prod(mesh.shape[a] for a in ("data", "fsdp"))
+    device = jax.devices()[0]
+    kernel, reason = setup.kernel
+    return RunHeader(
+        name=config.profile.name,
+        devices=f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",
+        mesh=dict(mesh.shape),
+        versions=versions(("jax", "flax", "optax")),
+        plugins=tuple(f"{p['name']} {p['version']}" for p in run.plugins),
+        parameters=run.num_params,
+        architecture=(
+            f"{model.architecture}: {model.num_layers} layers, width {model.hidden_size}, "
+            f"{model.num_attention_heads} heads, vocabulary {vocabulary:,}"
+        ),
+        kernels={"attention": f"{kernel} ({reason})"},
+        batch=batch_arithmetic(
+            training.batch_size, training.gradient_accumulation_steps, shards, data.train.row_length
+        ),
+        data={"": data.stats.summary()},
+        precision=f"compute {setup.dtype.name}, parameters float32, loss float32",
+        workdir=str(run.workdir or "none: nothing is written"),
+        resume=(
+            f"continues at step {run.start_step} of {training.max_steps}"
+            if run.start_step
+            else f"new run of {training.max_steps} steps"
+        ),
+        determinism=f"bitwise on {device.device_kind}, jaxlib {jax.lib.__version__}, this mesh",
+    )

@@ -1,0 +1,45 @@
+"""Short generations of a model under training, from prompts of the config or of held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from apt_jax.core.config.schema import TrainingConfig
+from apt_jax.model.generation import GenerationConfig, Generator
+
+if TYPE_CHECKING:
+    from apt_jax.trainops.data.bundle import DataBundle
+
+_PROMPTS = 3  # taken from the data when the config has none
+_OPENING = 16  # tokens of a plain document used as its prompt
+
+
+def draw_samples(model: Any, data: DataBundle, config: TrainingConfig) -> list[dict[str, str]]:
+    """Greedy completions: [{"prompt", "completion"}, …]; empty if `config.sample_tokens` is 0."""
+    if config.sample_tokens == 0:
+        return []
+    tokenizer = data.tokenizer
+    prompts = [tokenizer.encode_prompt(text) for text in config.sample_prompts] or _from_data(data)
+    if not prompts:
+        return []
+    stops = GenerationConfig(max_new_tokens=config.sample_tokens, stop_tokens=(tokenizer.eos_id,))
+    answers = Generator(model)(prompts, stops)
+    return [
+        {
+            "prompt": tokenizer.decode(prompt, skip_special=True),
+            "completion": tokenizer.decode(answer, skip_special=True),
+        }
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def _from_data(data: DataBundle) -> list[Sequence[int]]:
+    """The questions, or openings, of the first held-out documents (of training ones if none are held out)."""
+    store = (data.eval or data.train).parts[0].store
+    prompts = []
+    for i in range(min(_PROMPTS, len(store))):
+        start, stop = int(store.offsets[i]), int(store.offsets[i + 1])
+        length = int(store.prompts[i]) or min(_OPENING, stop - start - 1)
+        prompts.append(store.tokens[start : start + length].tolist())
+    return prompts

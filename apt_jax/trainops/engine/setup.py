@@ -1,0 +1,131 @@
+"""From a config to everything a run needs, before anything of it is started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from apt_jax.core.config import Config
+from apt_jax.core.errors import ConfigError
+from apt_jax.core.schedules import Schedule
+from apt_jax.model.build import build_model
+from apt_jax.model.optim.groups import ParamGroups
+from apt_jax.model.optim.optimizers import gradient_transforms
+from apt_jax.trainops.distributed.mesh import axis_sizes, make_mesh
+from apt_jax.trainops.engine.objective import Objective
+from apt_jax.trainops.engine.precision import compute_dtype
+from apt_jax.trainops.engine.program import Program
+
+if TYPE_CHECKING:
+    from apt_jax.core.registry import Plugins
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run, built but not begun.
+
+    Attributes:
+      program: the compiled functions.
+      init_params: makes the initial parameters, sharded.
+      dtype: compute dtype.
+      kernel: attention kernel and why it was chosen.
+    """
+
+    program: Program
+    init_params: Callable[[], Any]
+    dtype: jnp.dtype
+    kernel: tuple[str, str]
+
+
+def resolve_dtype(config: Config, plugins: Plugins) -> jnp.dtype:
+    """Compute dtype: the config's, else a plugin's opinion, else by platform."""
+    platform = jax.default_backend()
+    if config.training.mixed_precision == "auto":
+        opinion = plugins.transform("apt_precision_policy", config=config, platform=platform)
+        if opinion is not None:
+            return compute_dtype(opinion, platform)
+    return compute_dtype(config.training.mixed_precision, platform)
+
+
+def build_setup(
+    config: Config, plugins: Plugins, vocab_size: int, model: nnx.Module | None = None
+) -> Setup:
+    """Builds model, objective, optimizer, mesh and program.
+
+    Args:
+      config: the validated config.
+      plugins: registries and transforms.
+      vocab_size: size of the tokenizer.
+      model: train this one, from its present weights, instead of building `config.model`.
+
+    Raises:
+      ConfigError, ModelError, PluginError: whatever does not fit, by name.
+    """
+    training = config.training
+    _refuse_what_nothing_reads(config, plugins)
+    dtype = resolve_dtype(config, plugins)
+
+    def make_model() -> nnx.Module:
+        return build_model(config, vocab_size, plugins, dtype=dtype)
+
+    abstract = nnx.eval_shape(make_model) if model is None else model
+    num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(abstract)))
+    mesh = make_mesh(axis_sizes(training.distributed, jax.device_count(), num_params))
+    schedule = plugins.registry("schedules").resolve(training.lr_schedule)(training)
+    program = Program(
+        abstract,
+        objective=Objective(
+            plugins.registry("losses").resolve(training.loss),
+            plugins.transform("apt_loss_terms", config=config),
+            training,
+        ),
+        make_optimizer=lambda groups: _make_optimizer(config, plugins, schedule, groups),
+        schedule=schedule,
+        controls=plugins.transform("apt_schedule_values", config=config),
+        config=training,
+        dtype=dtype,
+        mesh=mesh,
+        rules=plugins.transform("apt_sharding_rules", config=config),
+    )
+
+    def init_params() -> Any:
+        if model is not None:
+            return nnx.to_pure_dict(nnx.state(model))
+        build = jax.jit(
+            lambda: nnx.to_pure_dict(nnx.state(make_model())), out_shardings=program.state_sharding.params
+        )
+        return build()
+
+    kernel = getattr(abstract, "kernel_name", "own"), getattr(abstract, "kernel_reason", "the model's choice")
+    return Setup(program, init_params, dtype, kernel)
+
+
+def _make_optimizer(
+    config: Config, plugins: Plugins, schedule: Schedule, groups: ParamGroups
+) -> optax.GradientTransformation:
+    factory = plugins.registry("optimizers").resolve(config.training.optimizer)
+    optimizer = optax.chain(
+        gradient_transforms(config.training, groups), factory(config.training, schedule, groups)
+    )
+    return plugins.transform("apt_transform_optimizer", optimizer, config=config)
+
+
+def _refuse_what_nothing_reads(config: Config, plugins: Plugins) -> None:
+    """A setting without a reader would be silently ignored; it is an error instead."""
+    if config.schedules:
+        names = ", ".join(sorted(config.schedules))
+        raise ConfigError(
+            f"schedules: nothing in this run reads {names}; remove the section, or give values through a "
+            "plugin's apt_schedule_values"
+        )
+    if config.vgpu.enabled and not plugins.registry("quant_formats"):
+        raise ConfigError(
+            "vgpu.enabled: no active plugin provides Virtual Blackwell; install one or set vgpu.enabled=false"
+        )

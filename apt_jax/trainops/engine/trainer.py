@@ -1,0 +1,298 @@
+"""The public trainer: `Trainer(model, data).train()`, `Trainer.from_config(config).train()`, and the command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+from apt_jax.core.config import Config, default_config, to_config_dict, validate
+from apt_jax.core.config.schema import ModelConfig, TrainingConfig
+from apt_jax.core.errors import ConfigError, unknown_name
+from apt_jax.core.registry import Plugins, compare_records, load_plugins
+from apt_jax.trainops.checkpoints.manager import CheckpointManager
+from apt_jax.trainops.checkpoints.workdir import Workdir
+from apt_jax.trainops.data.bundle import DataBundle, build_data
+from apt_jax.trainops.engine.context import RunContext
+from apt_jax.trainops.engine.describe import describe_run
+from apt_jax.trainops.engine.interrupt import StopSignal
+from apt_jax.trainops.engine.loop import LoopPlan, LoopResult, run_loop
+from apt_jax.trainops.engine.runlog import RunLog
+from apt_jax.trainops.engine.samples import draw_samples
+from apt_jax.trainops.engine.setup import Setup, build_setup
+from apt_jax.trainops.engine.state import TrainState
+from apt_jax.trainops.eval.evaluate import evaluate
+from apt_jax.trainops.monitoring import environment
+
+if TYPE_CHECKING:
+    from apt_jax.trainops.data.api import Source
+
+
+
+class Trainer:
+    """Trains a language model; every way of starting a run ends here.
+
+        Trainer(APTModel(hidden_size=128), ["a text", "another"], max_steps=100).train()
+        Trainer.from_config(load_profile("playground"), workdir="runs/a").train()
+
+    After `train`, `model` holds the trained weights and `tokenizer` its tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module | ModelConfig | None = None,
+        train_dataset: str | Path | Sequence[str] | Source | None = None,
+        eval_dataset: str | Path | Sequence[str] | Source | None = None,
+        *,
+        config: Config | ml_collections.ConfigDict | None = None,
+        tokenizer: Any = None,
+        workdir: str | Path | None = None,
+        plugins: Plugins | None = None,
+        **training: Any,
+    ):
+        """Nothing is built, read or written before `train`.
+
+        Args:
+          model: a built model (trained from its present weights), a `ModelConfig`, or None: the config's.
+          train_dataset: texts, a path or glob, or a `Source`; None: the config's data.
+          eval_dataset: likewise; None: a share of the training documents is held out.
+          config: everything else; default `default_config()`.
+          tokenizer: fulfils `apt_jax.model.tokenization.Tokenizer`; None: by the config.
+          workdir: checkpoints and records go there, and a run found there is continued; None: nothing
+            is written.
+          plugins: a loaded plugin set; None: loaded by the config.
+          **training: keys of the config's `training` section.
+
+        Raises:
+          ConfigError: an unknown key or a bad value.
+        """
+        self.config = _merge(config, model, training)
+        self.model = model if isinstance(model, nnx.Module) else None
+        self.tokenizer = tokenizer
+        self.workdir = None if workdir is None else Path(workdir)
+        self._plugins = plugins
+        self._datasets = train_dataset, eval_dataset
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config | ml_collections.ConfigDict,
+        *,
+        workdir: str | Path | None = None,
+        plugins: Plugins | None = None,
+    ) -> Trainer:
+        """A trainer for a whole config, as from `load_profile`."""
+        return cls(config=config, workdir=workdir, plugins=plugins)
+
+    @property
+    def plugins(self) -> Plugins:
+        """The active plugins; loaded at first use."""
+        if self._plugins is None:
+            chosen = self.config.plugins
+            self._plugins = load_plugins(
+                enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir
+            )
+        return self._plugins
+
+    def train(
+        self, *, stop_at_step: int | None = None, accept_config_change: bool = False
+    ) -> Mapping[str, Any]:
+        """Trains to `training.max_steps`, continuing the workdir's run if there is one.
+
+        Ctrl-C or SIGTERM ends at the next step boundary with a checkpoint.
+
+        Args:
+          stop_at_step: end after this step with a checkpoint, as if interrupted.
+          accept_config_change: continue a workdir written by another config.
+
+        Returns:
+          The report: `status`, `final` metrics, `timing`, `traces`, and with a workdir the curves.
+
+        Raises:
+          AptError: whatever is wrong, in one line; nothing is left in the workdir if no step was made.
+        """
+        workdir = None if self.workdir is None else Workdir(self.workdir)
+        if workdir is None:
+            return self._run(None, stop_at_step)
+        for change in workdir.check_config(self.config, accept_config_change):
+            print(f"config change: {change}")
+        try:
+            return self._run(workdir, stop_at_step)
+        except BaseException:
+            if not workdir.begun:
+                workdir.rollback()
+            raise
+
+    def _run(self, workdir: Workdir | None, stop_at_step: int | None) -> Mapping[str, Any]:
+        config, plugins = self.config, self.plugins
+        data = build_data(
+            config,
+            plugins,
+            workdir=None if workdir is None else workdir.path,
+            sources=self._datasets,
+            tokenizer=self.tokenizer,
+        )
+        self.tokenizer = data.tokenizer
+        setup = build_setup(config, plugins, data.tokenizer.vocab_size, self.model)
+        env = environment()
+        if workdir is not None:
+            workdir.begin(config, env)
+        checkpoints = _open_checkpoints(config, workdir)
+        try:
+            state, start = _first_state(setup, checkpoints, data, plugins)
+            run = RunContext(
+                config, None if workdir is None else workdir.path, plugins.as_records(),
+                setup.program.num_params, start,
+            )  # fmt: skip
+            log = RunLog(run, plugins, environment=env, dataset_stats=data.stats.to_dict())
+            if checkpoints:
+                checkpoints.on_saved = log.checkpoint_saved
+            try:
+                return self._train(setup, state, data, log, checkpoints, stop_at_step)
+            except BaseException as error:
+                log.failed(error)
+                raise
+        finally:
+            if checkpoints:
+                checkpoints.close()
+
+    def _train(
+        self,
+        setup: Setup,
+        state: TrainState,
+        data: DataBundle,
+        log: RunLog,
+        checkpoints: CheckpointManager | None,
+        stop_at_step: int | None,
+    ) -> Mapping[str, Any]:
+        config, program, start = self.config, setup.program, log.run.start_step
+        training = config.training
+        last = training.max_steps
+        log.begin(describe_run(config, setup, data, self.plugins, log.run))
+        stop = min(last, last if stop_at_step is None else stop_at_step)
+        if start >= stop:
+            log.note(f"nothing to do: {start} of {last} steps are done")
+        if start == 0:
+            log.samples("before", 0, draw_samples(program.model(state.params), data, training))
+
+        def score(current: TrainState) -> dict[str, float]:
+            assert data.eval is not None
+            return evaluate(program, current.params, data.eval, training.eval_steps)
+
+        best = float("inf")
+
+        def save(step: int, current: TrainState, eval_loss: float | None, forced: bool) -> None:
+            nonlocal best
+            improved = eval_loss is not None and eval_loss < best and config.checkpoints.keep_best
+            best = best if eval_loss is None else min(best, eval_loss)
+            if checkpoints and (forced or improved or checkpoints.due(step)):
+                checkpoints.save(step, current, self._meta(data, step), eval_loss)
+
+        began = time.perf_counter()
+        plan = LoopPlan(
+            start=start,
+            stop=stop,
+            last=last,
+            steps_per_epoch=data.train.rows_per_epoch / training.batch_size,
+            eval_interval=training.eval_interval,
+            patience=training.early_stopping_patience,
+            min_delta=training.early_stopping_min_delta,
+        )
+        batches = data.train.iterate(
+            start, stop, process_index=jax.process_index(), process_count=jax.process_count()
+        )
+        with batches, StopSignal() as signal, jax.transfer_guard("disallow"):
+            result = run_loop(
+                program, state, batches, plan, log,
+                evaluate=score if data.eval else None, save=save, stop=signal,
+            )  # fmt: skip
+        seconds = time.perf_counter() - began
+        if checkpoints:
+            checkpoints.wait()
+        self.model = program.model(result.state.params)
+        if result.step == last or result.reason == "early_stopping":
+            log.samples("after", result.step, draw_samples(self.model, data, training))
+        return log.finish(
+            result.reason,
+            final=_final(log, result),
+            traces=program.traces.get("train_step"),
+            timing={
+                "train_seconds": seconds,
+                "step_seconds": result.step_seconds,
+                "host_seconds": result.host_seconds,
+            },
+        )
+
+    def _meta(self, data: DataBundle, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "config": to_config_dict(self.config).to_dict(),
+            "plugins": self.plugins.as_records(),
+            "data_fingerprint": data.fingerprint,
+        }
+
+
+def _merge(
+    config: Config | ml_collections.ConfigDict | None, model: object, training: Mapping[str, Any]
+) -> Config:
+    """The config with the model's own section and the keyword arguments in place."""
+    if config is None:
+        config = default_config()
+    merged = config if isinstance(config, Config) else validate(config, source="config")
+    if isinstance(model, ModelConfig):
+        merged = replace(merged, model=model)
+    elif isinstance(model, nnx.Module):
+        merged = replace(merged, model=getattr(model, "config", merged.model))
+    fields = TrainingConfig.__dataclass_fields__
+    for key in training:
+        if key not in fields:
+            raise ConfigError(f"Trainer: {unknown_name('argument', key, fields)}")
+    if not training:
+        return merged
+    changed = to_config_dict(merged)
+    with changed.unlocked():
+        changed.training.update(training)
+    return validate(changed, source="Trainer")
+
+
+def _open_checkpoints(config: Config, workdir: Workdir | None) -> CheckpointManager | None:
+    if workdir is None:
+        return None
+    chosen = config.checkpoints
+    return CheckpointManager(
+        workdir.checkpoints,
+        chosen.save_interval,
+        chosen.keep_last_n,
+        keep_best=chosen.keep_best,
+        async_save=chosen.async_save,
+    )
+
+
+def _first_state(
+    setup: Setup, checkpoints: CheckpointManager | None, data: DataBundle, plugins: Plugins
+) -> tuple[TrainState, int]:
+    """The newest checkpoint, or fresh parameters; and the finished steps."""
+    program = setup.program
+    if checkpoints is None or checkpoints.latest_step() is None:
+        return program.init_state(setup.init_params()), 0
+    restored = checkpoints.restore(program.abstract_state())
+    if restored.meta["data_fingerprint"] != data.fingerprint:
+        raise ConfigError(
+            f"{checkpoints.save_dir.parent}: the training data or their order are not those this run began "
+            "with; restore them or use another --workdir"
+        )
+    for change in compare_records(restored.meta["plugins"], plugins.as_records()):
+        print(f"plugin change: {change}")
+    return restored.state, int(restored.state.step)
+
+
+def _final(log: RunLog, result: LoopResult) -> dict[str, float]:
+    """The last training metrics, and those of the last evaluation."""
+    evaluations = result.evaluations[-1][1] if result.evaluations else {}
+    return {**log.latest, **evaluations}
