@@ -54,7 +54,7 @@ class ParquetSource:
         return int(self._first[-1])
 
     def __getitem__(self, i: int) -> Document:
-        """Raises RecordError, naming file and row, if the row has no document; DataError if the file is damaged."""
+        """Raises RecordError naming file and row: no document in it; DataError: the file is damaged."""
         group, row = self._locate(i)
         record = {name: column[row].as_py() for name, column in self._columns(group).items()}
         return self._reader.document(record, self.where(i))
