@@ -6,7 +6,7 @@ import json
 import types
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apt_jax import hookimpl
@@ -266,6 +266,7 @@ NAMES = st.lists(st.from_regex(r"[a-z][a-z_]{0,5}", fullmatch=True), min_size=1,
 PLACES = st.sampled_from(["first", "middle", "last"])
 
 
+@settings(max_examples=30, deadline=None)  # each loads the plugins anew
 @given(data=st.data(), names=NAMES)
 def test_order_does_not_depend_on_the_order_of_registration(data, names):
     """Calls go: tryfirst by name, the others by name, trylast by name reversed."""

@@ -1,0 +1,42 @@
+"""What importing a plugin must leave alone: process-wide state that other code relies on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def snapshot() -> Mapping[str, Any]:
+    """The state by what a change of it is called. Initialises jax's devices."""
+    return {
+        "changes the environment": dict(os.environ),
+        "changes the working directory": os.getcwd(),
+        "changes sys.path": tuple(sys.path),
+        "draws from or seeds Python's random numbers": random.getstate(),
+        "draws from or seeds numpy's random numbers": pickle.dumps(np.random.get_state()),
+        "changes jax.config": dict(jax.config.values),
+        "makes jax arrays, which takes hold of devices": len(jax.live_arrays()),
+        "changes the warnings filters": len(warnings.filters),
+        "changes logging": (logging.root.level, tuple(logging.root.handlers)),
+        "changes signal handlers": tuple(signal.getsignal(number) for number in _SIGNALS),
+        "replaces a standard stream or hook": (sys.stdout, sys.stderr, sys.excepthook),
+        "starts threads": frozenset(threading.enumerate()),
+    }
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs, in words that complete "importing it …"."""
+    return [what for what, state in before.items() if after[what] != state]
