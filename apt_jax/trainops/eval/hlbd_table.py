@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from apt_jax.trainops.eval.hlbd import ModuleScore, Report, Score
@@ -32,7 +33,7 @@ def _table(report: Report) -> Table:
         table.add_column("")
     for module in _modules(report):
         cells = [_cells(_of(score, module)) for score in _scores(report).values()]
-        table.add_row(module, *(cell for pair in cells for cell in pair))
+        table.add_row(escape(module), *(cell for pair in cells for cell in pair))
     table.add_section()
     totals = [(_fraction(score.correct, score.total), score.grade) for score in _scores(report).values()]
     table.add_row("all", *(cell for pair in totals for cell in pair))
