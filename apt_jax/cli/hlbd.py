@@ -25,7 +25,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0 when all is well, 1 when a check or the verification fails, 2 for wrong usage or input."""
+    """Generate, check and verify HLBD data.
+
+    Returns 0 when all is well, 1 when a check or the verification fails, 2 for wrong usage or input.
+    """
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
