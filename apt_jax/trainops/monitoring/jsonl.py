@@ -7,12 +7,15 @@ null and named under `nonfinite`. A line torn by a crash is dropped when the fil
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_LOG = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -104,15 +107,29 @@ class JsonlTracker:
 
 
 class EventLog:
-    """Appends to `events.jsonl`: what happened to the run, by wall clock, over all its processes."""
+    """Appends to `events.jsonl`: what happened to the run, by wall clock, over all its processes.
+
+    An event that cannot be written, as on a full disk, is lost; that is logged, and the run goes on.
+    """
 
     def __init__(self, workdir: Path):
         self.path = workdir / EVENTS_FILE
+        self._failing = False
 
     def write(self, kind: str, **fields: Any) -> None:
         """Adds `{"time": ISO 8601 in UTC, "kind": kind, **fields}`; opens the file each time."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = _line(plain({"time": time, "kind": kind, **fields}))
+        try:
+            self._append(line)
+        except OSError as error:
+            if not self._failing:
+                _LOG.warning("%s: %s; events are lost until it can be written", self.path, error.strerror)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _append(self, line: bytes) -> None:
         with self.path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)

@@ -20,7 +20,7 @@ def draw_report(report: Mapping[str, Any], workdir: Path, notify: Callable[[str]
       notify: is given one line if nothing is drawn.
 
     Returns:
-      The file, or None if matplotlib is missing or there is no loss to show.
+      The file, or None if matplotlib is missing, there is no loss to show, or it cannot be written.
     """
     panels = _panels(report)
     if not panels:
@@ -44,8 +44,12 @@ def draw_report(report: Mapping[str, Any], workdir: Path, notify: Callable[[str]
     figure.suptitle(_title(report), x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
     path = workdir / PLOT_FILE
     temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, format="png")
+        temporary.replace(path)
+    except OSError as error:
+        notify(f"no {PLOT_FILE}: {error.strerror}")
+        return None
     return path
 
 

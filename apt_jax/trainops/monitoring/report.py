@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 from apt_jax.trainops.monitoring.jsonl import METRICS_FILE, plain, read_jsonl
 from apt_jax.trainops.monitoring.series import Series
+
+_LOG = logging.getLogger(__name__)
 
 REPORT_FILE = "experiment_report.json"
 SCHEMA = "apt_jax.experiment_report/1"
@@ -84,7 +87,7 @@ class ExperimentReport:
         self._collect(step, metrics)
         self._logs += 1
         if self._logs % self._write_every == 0 and self._affordable():
-            self.write()
+            self._try_to_write()
 
     def samples(self, when: str, samples: Sequence[Mapping[str, Any]]) -> None:
         """Records generations; `when` is before or after, each sample a mapping with prompt and completion.
@@ -106,7 +109,7 @@ class ExperimentReport:
         """
         self._fields.update(status=status, final=plain(final), traces=traces)
         self._fields["timing"].update(plain(timing))
-        self.write()
+        self._try_to_write()
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -137,6 +140,12 @@ class ExperimentReport:
                 self._curves[key].add(step, metrics[metric])
         self._tokens = metrics.get("total_tokens") or self._tokens
         self._fields["steps"]["done"] = step
+
+    def _try_to_write(self) -> None:
+        try:
+            self.write()
+        except OSError as error:  # a full disk, say: a run is worth more than its report
+            _LOG.warning("%s: %s; the report is out of date, the run goes on", self.path, error.strerror)
 
     def _affordable(self) -> bool:
         return self._clock() - self._written_at >= _COST_SHARE * self._write_cost

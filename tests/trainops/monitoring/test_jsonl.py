@@ -180,3 +180,13 @@ def test_reading_a_file_that_is_not_there_gives_nothing(tmp_path):
 def test_plain_copies_numpy_tuples_and_paths(tmp_path):
     value = {"a": (np.int32(3), np.float64("inf")), 1: tmp_path, "b": None}
     assert plain(value) == {"a": [3, None], "1": str(tmp_path), "b": None}
+
+
+def test_an_event_that_cannot_be_written_is_logged_once_and_does_not_stop_the_run(tmp_path, caplog):
+    log = EventLog(tmp_path)
+    log.path.mkdir()
+    log.write("a"), log.write("b")
+    assert len(caplog.records) == 1 and "events are lost" in caplog.text
+    log.path.rmdir()
+    log.write("c")
+    assert [event["kind"] for event in read_jsonl(log.path)] == ["c"]

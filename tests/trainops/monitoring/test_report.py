@@ -141,6 +141,26 @@ def test_samples_are_before_or_after(tmp_path):
         make(tmp_path).samples("during", [])
 
 
+def test_a_report_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog):
+    report = make(tmp_path, write_every=1)
+    report.path.mkdir()
+    report.log(1, row(1))
+    report.finish("finished", final={}, traces=1)
+    assert "the run goes on" in caplog.text
+    with pytest.raises(OSError):
+        report.write()
+    report.path.rmdir()
+    report.write()
+    assert read(tmp_path)["train_loss"] == [[1, row(1)["loss"]]]
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path):
+    report, notes = make(tmp_path), []
+    fill(report, range(1, 5))
+    assert draw_report(report.as_dict(), tmp_path / "missing", notes.append) is None
+    assert notes == ["no loss.png: No such file or directory"]
+
+
 def png_size(path):
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
