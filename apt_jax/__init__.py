@@ -16,6 +16,7 @@ _PUBLIC = {
     "APTLargeModel": "apt_jax.model.architectures",
     "APTModel": "apt_jax.model.architectures",
     "Config": "apt_jax.core.config",
+    "Trainer": "apt_jax.trainops.engine.trainer",
     "list_profiles": "apt_jax.core.config",
     "load_plugins": "apt_jax.core.registry",
     "load_profile": "apt_jax.core.config",

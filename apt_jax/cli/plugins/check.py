@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apt_jax.cli.arguments import Parser, UsageError
-from apt_jax.cli.plugins.purity import changes, snapshot
+from apt_jax.cli.plugins.purity import SERIOUS, changes, snapshot
 from apt_jax.core.config.schema import Config
 from apt_jax.core.errors import AptError, unknown_name
 from apt_jax.core.hookspecs import KINDS
@@ -71,7 +71,8 @@ def examine(candidate: Candidate) -> Finding:
         finding.errors.append(f"cannot be imported: {cause(error)}{place(error, -1)}")
         return finding
     finding.seconds["import"] = time.perf_counter() - started
-    finding.errors += [f"importing it {change}" for change in changes(before, snapshot())]
+    for change in changes(before, snapshot()):
+        (finding.errors if change in SERIOUS else finding.warnings).append(f"importing it {change}")
     finding.hooks = tuple(sorted({each.hook for each in implementations(plugin)}))
     if candidate.origin != "built-in" and (problem := api_problem(declared_api(plugin))):
         finding.errors.append(problem)

@@ -93,8 +93,8 @@ def _module_name(name: str) -> str:
     module = name.replace("-", "_")
     if not _NAME.fullmatch(name) or len(name) > _LONGEST or keyword.iskeyword(module):
         raise PluginError(
-            f"plugin name '{name}': use words of lower-case letters and digits joined by '-', beginning with a "
-            f"letter, at most {_LONGEST} characters, e.g. my-loss"
+            f"plugin name '{name}': use words of lower-case letters and digits joined by '-', "
+            f"beginning with a letter, at most {_LONGEST} characters, e.g. my-loss"
         )
     if name in _RESERVED or importlib.util.find_spec(module) is not None:
         raise PluginError(
