@@ -16,9 +16,10 @@ from apt_jax.cli.plugins.new import KINDS, create
 from apt_jax.cli.plugins.trace import Tally, report, summary
 from apt_jax.core.errors import PluginError
 from apt_jax.core.registry import HookCall, load_plugins
-from apt_jax.core.registry.sources import single_file
+from apt_jax.core.registry.sources import BUILT_IN, single_file
 
 ROOT = Path(__file__).parents[2]
+BUILT_INS = [module.split(".")[-2] for module in BUILT_IN]
 GOOD = """
 from apt_jax import hookimpl
 apt_jax_api = "1"
@@ -82,7 +83,7 @@ class TestList:
         assert main(["plugins", "list", f"--plugins_dir={folder}"]) == 0
         out = capsys.readouterr()
         rows = {line.split()[0]: line for line in out.out.splitlines()}
-        assert list(rows) == ["name", "model", "trainops", "broken", "good", "typo"]
+        assert list(rows) == ["name", *BUILT_INS, "broken", "good", "typo"]
         assert rows["good"].split()[1:] == ["-", "file", "loaded", "loss_terms,", "losses,", "step_end"]
         assert "failed: cannot be imported: ZeroDivisionError" in rows["broken"]
         assert "failed: unknown hook 'apt_step_ned' (did you mean 'apt_step_end'?)" in rows["typo"]
@@ -92,7 +93,7 @@ class TestList:
         assert main(["plugins", "list", "--json", f"--plugins_dir={folder}", "--plugins=good"]) == 0
         found = {info["name"]: info for info in json.loads(capsys.readouterr().out)}
         assert found["good"]["hooks"] == ["apt_loss_terms", "apt_losses", "apt_step_end"]
-        assert found["good"]["order"] == 2
+        assert found["good"]["order"] == len(BUILT_INS)
         assert found["broken"]["status"] == "skipped: not among the enabled plugins"
 
     @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ class TestList:
     def test_selection(self, folder, capsys, plugins, loaded):
         assert main(["plugins", "list", "--json", f"--plugins_dir={folder}", f"--plugins={plugins}"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert [i["name"] for i in found if i["status"] == "loaded"] == ["model", "trainops", *loaded]
+        assert [i["name"] for i in found if i["status"] == "loaded"] == [*BUILT_INS, *loaded]
 
     @pytest.mark.parametrize(
         ("option", "message"),

@@ -12,6 +12,7 @@ import pytest
 from apt_jax.core.errors import PluginError
 from apt_jax.core.registry import load_plugins
 from apt_jax.core.registry.checks import api_problem, violations
+from apt_jax.core.registry.sources import BUILT_IN
 
 GOOD = """
 from apt_jax import hookimpl
@@ -35,6 +36,8 @@ BROKEN = {
     "no contract": (GOOD.replace("apt_jax_api", "something"), 'add the line apt_jax_api = "1"'),
     "odd contract": (GOOD.replace('= "1"', '= "~1.0"'), "'~1.0' is neither a version nor a range"),
 }
+
+BUILT_INS = {module.split(".")[-2] for module in BUILT_IN}
 
 VIOLATIONS = {
     "hook": ("def apt_step_ned(step): ...", "unknown hook 'apt_step_ned' .did you mean 'apt_step_end'"),
@@ -120,7 +123,7 @@ class TestChoice:
 
     def loaded(self, folder, *enabled, disabled=()):
         plugins = load_plugins(enabled, disabled, folder)
-        return {info.name for info in plugins.active} - {"model", "trainops"}
+        return {info.name for info in plugins.active} - BUILT_INS
 
     def test_all_but(self, folder):
         assert self.loaded(folder, disabled=("bee", "tiger")) == {"ant", "cat"}
@@ -141,6 +144,10 @@ class TestChoice:
     def test_a_built_in_can_be_disabled(self, folder):
         plugins = load_plugins(disabled=("model", "*"), plugins_dir=folder)
         assert not plugins.registry("architectures")
+
+    def test_both(self, folder):
+        with pytest.raises(PluginError, match="plugin 'bee' is both enabled and disabled"):
+            self.loaded(folder, "bee", disabled=("bee",))
 
     def test_unknown_enabled(self, folder):
         with pytest.raises(PluginError, match=r"unknown plugin 'bea' .did you mean 'bee'"):

@@ -99,6 +99,10 @@ class _Loader:
         names = [candidate.name for candidate in candidates]
         for name in sorted(self.enabled - set(names)):
             raise PluginError(unknown_name("plugin", name, names))
+        for name in sorted(self.enabled & self.disabled):
+            raise PluginError(
+                f"plugin '{name}' is both enabled and disabled; keep it in one of the two lists"
+            )
         for name in sorted(self.disabled - {ALL} - set(names)):
             _log.warning("plugin '%s' is disabled but not installed%s", name, did_you_mean(name, names))
 
