@@ -82,7 +82,7 @@ class Generator:
         tokens_BT, lengths_B = jax.device_put(pad_left(prompts, self.model.vocab_size))
         graphdef, params = nnx.split(self.model)
         sampling = Sampling.of(config)
-        state = self._prefill(graphdef, params, tokens_BT, lengths_B, sampling, max_new=config.max_new_tokens)
+        state = self._prefill(graphdef, params, tokens_BT, lengths_B, max_new=config.max_new_tokens)
         written = 0
         while True:
             until = jax.device_put(np.int32(written + every))
@@ -99,7 +99,6 @@ class Generator:
         params: Any,
         tokens_BT: jax.Array,
         lengths_B: jax.Array,
-        sampling: Sampling,
         *,
         max_new: int,
     ) -> DecodeState:
@@ -108,17 +107,16 @@ class Generator:
         B, T = tokens_BT.shape
         positions_BT = jnp.arange(T, dtype=jnp.int32) - (T - lengths_B)[:, None]
         real_BT = positions_BT >= 0
-        hidden = model.hidden(
-            tokens_BT,
-            positions_BT=jnp.where(real_BT, positions_BT, -1),  # -1: nobody attends to padding
-            segment_ids_BT=real_BT.astype(jnp.int32),
-            cache=model.init_cache(B, T + max_new),
-        )
         rows_B1 = jnp.arange(B)[:, None]
-        counts_BV = (
-            jnp.zeros((B, model.vocab_size), jnp.int32).at[rows_B1, tokens_BT].add(real_BT.astype(jnp.int32))
+        counts_BV = jnp.zeros((B, model.vocab_size), jnp.int32).at[rows_B1, tokens_BT].add(real_BT)
+        # The last token is left to the first decoding step: logits and sampling are compiled there only.
+        hidden = model.hidden(
+            tokens_BT[:, :-1],
+            positions_BT=jnp.where(real_BT, positions_BT, -1)[:, :-1],  # -1: nobody attends to padding
+            segment_ids_BT=real_BT[:, :-1].astype(jnp.int32),
+            cache=model.init_cache(B, T - 1 + max_new),
         )
-        state = DecodeState(
+        return DecodeState(
             cache=hidden.cache,
             last_B=tokens_BT[:, -1],
             position_B=lengths_B - 1,
@@ -127,7 +125,6 @@ class Generator:
             out_BM=jnp.full((B, max_new), -1, jnp.int32),
             step=jnp.int32(0),
         )
-        return _append(state, model.unembed(hidden.x_BTD[:, -1]), sampling)
 
     def _trace_decode(
         self, graphdef: Any, params: Any, state: DecodeState, sampling: Sampling, until: jax.Array

@@ -56,15 +56,18 @@ def test_repetition_penalty_is_that_of_transformers(logits_BV):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-def draw(logits_BV: np.ndarray, count: int, **settings) -> np.ndarray:
-    sampling = Sampling.of(GenerationConfig(**settings))
+@jax.jit
+def _draw(logits_BV, steps, sampling):
     seen_BV = jnp.zeros(logits_BV.shape, bool)
-    step = jax.jit(jax.vmap(lambda i: next_token(jnp.asarray(logits_BV), seen_BV, i, sampling)))
-    return np.asarray(step(jnp.arange(count)))
+    return jax.vmap(lambda step: next_token(logits_BV, seen_BV, step, sampling))(steps)
+
+
+def draw(logits_BV: np.ndarray, count: int, **settings) -> np.ndarray:
+    return np.asarray(_draw(logits_BV, np.arange(count), Sampling.of(GenerationConfig(**settings))))
 
 
 def test_zero_temperature_is_argmax(logits_BV):
-    assert (draw(logits_BV, 3, temperature=0.0) == logits_BV.argmax(-1)).all()
+    assert (draw(logits_BV, 50, temperature=0.0) == logits_BV.argmax(-1)).all()
 
 
 def test_samples_follow_the_tempered_filtered_distribution(logits_BV):
