@@ -18,9 +18,12 @@ from apt_jax.core.registry import Registry, load_plugins
 # Name -> (module, one line of help). A table, because help must not import what it describes.
 COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("apt_jax.cli.config", "list all configuration keys, show or check a profile"),
+    "export": ("apt_jax.cli.export", "write a trained model as a Hugging Face folder"),
+    "generate": ("apt_jax.cli.generate", "continue a prompt with a trained model"),
     "hlbd": ("apt_jax.cli.hlbd", "generate, check and verify HLBD data"),
     "plugins": ("apt_jax.cli.plugins", "list, check, trace and begin plugins"),
     "profiles": ("apt_jax.cli.profiles", "list the shipped profiles, or describe one"),
+    "tokenizer": ("apt_jax.cli.tokenizer", "train a tokenizer, or show what one does to a text"),
 }
 
 INTERRUPTED = 130  # what a shell reports for SIGINT

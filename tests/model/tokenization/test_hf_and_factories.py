@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from apt_jax.core.config.schema import DataConfig
 from apt_jax.core.errors import ConfigError, DataError
-from apt_jax.model.tokenization import REGISTERED, BpeTokenizer, HFTokenizer, Tokenizer, load_tokenizer
+from apt_jax.model.plugin import apt_tokenizers
+from apt_jax.model.tokenization import BpeTokenizer, HFTokenizer, Tokenizer, load_tokenizer
 
 CORPUS = ["the quick brown fox", "概念: 苹果 [EN] apple"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -98,7 +99,7 @@ def test_damaged_folder_is_one_line(published: Path, name: str, content: str | N
 
 
 def factory(name: str):
-    module, attribute = REGISTERED[name].split(":")
+    module, attribute = apt_tokenizers()[name].split(":")
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -127,7 +128,8 @@ def test_wrong_kind_and_missing_path(tmp_path: Path):
 
 def test_listing_the_names_loads_no_library():
     code = (
-        "import sys, apt_jax.model.tokenization as t; assert len(t.REGISTERED) == 5; "
+        "import sys, apt_jax.model.tokenization; from apt_jax.model.plugin import apt_tokenizers; "
+        "assert len(apt_tokenizers()) == 5; "
         "assert not {'jax', 'tokenizers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
