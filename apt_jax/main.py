@@ -35,9 +35,10 @@ def run(arguments: RunArguments) -> int:
     chosen = arguments.validated.plugins
     plugins = load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
 
-    from apt_jax.trainops.distributed.host import prepare_host
+    from apt_jax.trainops.distributed.host import enable_compilation_cache, prepare_host
 
     prepare_host()  # before jax allocates anything
+    enable_compilation_cache()
     from apt_jax.trainops.engine.trainer import Trainer
 
     trainer = Trainer.from_config(arguments.validated, workdir=arguments.workdir, plugins=plugins)

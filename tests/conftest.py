@@ -1,11 +1,24 @@
-"""Test-wide settings: eight fake CPU devices, chosen before jax is first imported."""
+"""Test-wide settings, made before jax is first imported."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+_FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    # Tests compile far longer than they run: less optimised code halves their time.
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+}
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_FLAG = "--xla_force_host_platform_device_count"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+_given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [_given, *(f"{flag}={value}" for flag, value in _FLAGS.items() if flag not in _given)]
+).strip()
+# Programs compiled by one test, or by an earlier session, are loaded by the next.
+_CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -78,7 +78,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DistributedConfig:
     strategy: str = "auto"  # ddp, fsdp, zero1, zero2, zero3, tensor, pipeline, expert, context, hybrid, auto
-    world_size: Count | None = None  # devices the config is written for; none: those present
+    world_size: Count | None = None  # devices to use; none: all that are present
     data_parallel: Count | None = None  # size of mesh axis `data`; none: derived
     fsdp_parallel: Count | None = None  # size of mesh axis `fsdp`; none: derived
     tensor_parallel: Count = 1  # size of mesh axis `tensor`

@@ -68,6 +68,8 @@ class CheckpointManager:
             self.save_dir,
             options=ocp.CheckpointManagerOptions(
                 save_interval_steps=1,
+                best_fn=lambda metrics: metrics[_EVAL_LOSS],  # makes Orbax keep the metrics; the policy decides
+                best_mode="min",
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=async_save,
                 create=not read_only,

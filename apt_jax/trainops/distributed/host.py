@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc, malloc.h
 
@@ -23,3 +25,15 @@ def prepare_host() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
     libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a continued run starts at once.
+
+    `JAX_COMPILATION_CACHE_DIR` names the folder, by default `~/.cache/apt_jax/xla`.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "apt_jax" / "xla"))

@@ -20,6 +20,11 @@ AUTO_FSDP_PARAMETERS = 1_000_000_000  # from here on parameters and moments no l
 def axis_sizes(config: DistributedConfig, num_devices: int, num_parameters: int) -> dict[str, int]:
     """Resolves the strategy to one size per mesh axis.
 
+    Args:
+      config: strategy and sizes; `world_size` may ask for fewer devices than there are.
+      num_devices: devices present.
+      num_parameters: of the model; `auto` decides by it.
+
     Raises:
       ConfigError: an unknown strategy, an axis that has no implementation, or sizes whose product is
         not the number of devices.
@@ -34,11 +39,13 @@ def axis_sizes(config: DistributedConfig, num_devices: int, num_parameters: int)
                 f"training.distributed.{name}: {size} is not available; set it to 1 and use "
                 "data_parallel, fsdp_parallel and tensor_parallel"
             )
-    if config.world_size is not None and config.world_size != num_devices:
-        raise ConfigError(
-            f"training.distributed.world_size: the config is written for {config.world_size} devices, "
-            f"{num_devices} present; run it there or override world_size and the *_parallel sizes"
-        )
+    if config.world_size is not None:
+        if config.world_size > num_devices:
+            raise ConfigError(
+                f"training.distributed.world_size: the config asks for {config.world_size} devices, "
+                f"{num_devices} present; run it there, or set world_size=none and the *_parallel sizes to fit"
+            )
+        num_devices = config.world_size
     strategy = config.strategy
     if strategy == "auto":
         strategy = "fsdp" if num_parameters >= AUTO_FSDP_PARAMETERS else "ddp"
@@ -57,7 +64,7 @@ def axis_sizes(config: DistributedConfig, num_devices: int, num_parameters: int)
     if remainder or data * fsdp * tensor != num_devices:
         raise ConfigError(
             f"training.distributed: data_parallel {data} × fsdp_parallel {fsdp} × tensor_parallel {tensor} "
-            f"= {data * fsdp * tensor} devices, {num_devices} present; make the product equal"
+            f"= {data * fsdp * tensor} devices, but {num_devices} are to be used; make the product equal"
         )
     return {"pipe": 1, "data": data, "fsdp": fsdp, "expert": 1, "context": 1, "tensor": tensor}
 

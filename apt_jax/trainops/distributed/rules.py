@@ -59,18 +59,33 @@ def param_shardings(rules: AxisRules, params: Any, axes: Any) -> Any:
 
 
 def state_shardings(rules: AxisRules, tx: optax.GradientTransformation, params: Any, placed: Any) -> Any:
-    """Shardings of the optimizer state: moments as their parameters, counters replicated."""
+    """Shardings of the optimizer state: moments as their parameters, everything else replicated.
+
+    A slot belongs to the parameter whose path its own path ends with, which holds for every optax
+    transform, also for those that see only some of the parameters.
+    """
     replicated = NamedSharding(rules.mesh, PartitionSpec())
-    abstract = jax.eval_shape(tx.init, params)
-    return optax.tree_utils.tree_map_params(
-        tx,
-        # A slot that merely belongs to a parameter but has another shape (a scalar, say) stays whole.
-        lambda slot, param, where: where if slot.shape == param.shape else replicated,
-        abstract,
-        params,
-        placed,
-        transform_non_params=lambda _: replicated,
-    )
+    by_path = {
+        _names(path): (leaf.shape, where)
+        for (path, leaf), where in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(placed), strict=True
+        )
+    }
+
+    def place(path: tuple[Any, ...], slot: Any) -> NamedSharding:
+        names = _names(path)
+        for start in range(len(names)):
+            if names[start:] in by_path:
+                shape, where = by_path[names[start:]]
+                # A slot that merely belongs to a parameter but has another shape (a scalar, say) stays whole.
+                return where if slot.shape == shape else replicated
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def batch_sharding(rules: AxisRules, batch_size: int) -> NamedSharding:

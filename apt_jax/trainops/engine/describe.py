@@ -25,11 +25,11 @@ def describe_run(
     training, model, mesh = config.training, config.model, setup.program.mesh
     vocabulary = model.vocab_size or data.tokenizer.vocab_size
     shards = math.prod(mesh.shape[a] for a in ("data", "fsdp"))
-    device = jax.devices()[0]
+    device = mesh.devices.flat[0]
     kernel, reason = setup.kernel
     return RunHeader(
         name=config.profile.name,
-        devices=f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",
+        devices=f"{mesh.size} of {jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",
         mesh=dict(mesh.shape),
         versions=versions(("jax", "flax", "optax")),
         plugins=tuple(f"{p['name']} {p['version']}" for p in run.plugins),

@@ -49,7 +49,6 @@ class LoopPlan:
       last: steps of the whole run.
       steps_per_epoch: for the epoch events.
       eval_interval: 0: only after `last`.
-      patience: evaluations without an improvement of `min_delta` before stopping; 0: never.
     """
 
     start: int
@@ -57,8 +56,37 @@ class LoopPlan:
     last: int
     steps_per_epoch: float
     eval_interval: int
+
+
+@dataclass
+class EarlyStopping:
+    """Counts evaluations since the loss last improved; `as_dict` is what a checkpoint keeps of it.
+
+    Attributes:
+      patience: evaluations without an improvement of `min_delta` before stopping; 0: never.
+      min_delta: nats per token.
+      best: lowest evaluation loss that counted.
+      since: evaluations since.
+    """
+
     patience: int
     min_delta: float
+    best: float = math.inf
+    since: int = 0
+
+    def should_stop(self, loss: float) -> bool:
+        if loss < self.best - self.min_delta:
+            self.best, self.since = loss, 0
+        else:
+            self.since += 1
+        return bool(self.patience) and self.since >= self.patience
+
+    def as_dict(self) -> dict[str, float | None]:
+        return {"best": self.best if math.isfinite(self.best) else None, "since": self.since}
+
+    def restore(self, kept: Mapping[str, float | None]) -> None:
+        best = kept["best"]
+        self.best, self.since = math.inf if best is None else best, int(kept["since"] or 0)
 
 
 @dataclass
@@ -90,6 +118,7 @@ def run_loop(
     watcher: Watcher,
     *,
     evaluate: Callable[[TrainState], dict[str, float]] | None,
+    early: EarlyStopping,
     save: Callable[[int, TrainState, float | None, bool], None],
     stop: StopSignal,
 ) -> LoopResult:
@@ -98,6 +127,7 @@ def run_loop(
     Args:
       batches: yields batch `plan.start` first.
       evaluate: held-out metrics of a state; must contain `eval_loss`.
+      early: judges every evaluation.
       save: called with (step, state, eval_loss or None, forced) after every step; decides itself
         whether a checkpoint is due unless forced.
       stop: checked after every step.
@@ -106,7 +136,6 @@ def run_loop(
       Divergence: the loss is NaN or infinite (fp16 overflow is handled by the loss scale and is none).
     """
     result = LoopResult(state, plan.start)
-    early = _EarlyStopping(plan.patience, plan.min_delta)
     pending: tuple[int, Any] | None = None
     waiting = 0.0
     epoch = math.floor(plan.start / plan.steps_per_epoch)
@@ -185,18 +214,3 @@ def _publish(
         )
     watcher.step(step, values)
     return values, ready, time.perf_counter() - ready
-
-
-class _EarlyStopping:
-    """Counts evaluations since the loss last improved."""
-
-    def __init__(self, patience: int, min_delta: float):
-        self._patience, self._min_delta = patience, min_delta
-        self._best, self._since = math.inf, 0
-
-    def should_stop(self, loss: float) -> bool:
-        if loss < self._best - self._min_delta:
-            self._best, self._since = loss, 0
-        else:
-            self._since += 1
-        return bool(self._patience) and self._since >= self._patience

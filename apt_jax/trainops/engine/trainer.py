@@ -22,7 +22,7 @@ from apt_jax.trainops.data.bundle import DataBundle, build_data
 from apt_jax.trainops.engine.context import RunContext
 from apt_jax.trainops.engine.describe import describe_run
 from apt_jax.trainops.engine.interrupt import StopSignal
-from apt_jax.trainops.engine.loop import LoopPlan, LoopResult, run_loop
+from apt_jax.trainops.engine.loop import EarlyStopping, LoopPlan, LoopResult, run_loop
 from apt_jax.trainops.engine.runlog import RunLog
 from apt_jax.trainops.engine.samples import draw_samples
 from apt_jax.trainops.engine.setup import Setup, build_setup
@@ -145,7 +145,9 @@ class Trainer:
             workdir.begin(config, env)
         checkpoints = _open_checkpoints(config, workdir)
         try:
-            state, start = _first_state(setup, checkpoints, data, plugins)
+            training = config.training
+            early = EarlyStopping(training.early_stopping_patience, training.early_stopping_min_delta)
+            state, start = _first_state(setup, checkpoints, data, plugins, early)
             run = RunContext(
                 config, None if workdir is None else workdir.path, plugins.as_records(),
                 setup.program.num_params, start,
@@ -154,7 +156,7 @@ class Trainer:
             if checkpoints:
                 checkpoints.on_saved = log.checkpoint_saved
             try:
-                return self._train(setup, state, data, log, checkpoints, stop_at_step)
+                return self._train(setup, state, data, log, checkpoints, early, stop_at_step)
             except BaseException as error:
                 log.failed(error)
                 raise
@@ -169,6 +171,7 @@ class Trainer:
         data: DataBundle,
         log: RunLog,
         checkpoints: CheckpointManager | None,
+        early: EarlyStopping,
         stop_at_step: int | None,
     ) -> Mapping[str, Any]:
         config, program, start = self.config, setup.program, log.run.start_step
@@ -185,14 +188,10 @@ class Trainer:
             assert data.eval is not None
             return evaluate(program, current.params, data.eval, training.eval_steps)
 
-        best = float("inf")
-
         def save(step: int, current: TrainState, eval_loss: float | None, forced: bool) -> None:
-            nonlocal best
-            improved = eval_loss is not None and eval_loss < best and config.checkpoints.keep_best
-            best = best if eval_loss is None else min(best, eval_loss)
+            improved = eval_loss is not None and eval_loss == early.best and config.checkpoints.keep_best
             if checkpoints and (forced or improved or checkpoints.due(step)):
-                checkpoints.save(step, current, self._meta(data, step), eval_loss)
+                checkpoints.save(step, current, self._meta(data, step, early), eval_loss)
 
         began = time.perf_counter()
         plan = LoopPlan(
@@ -201,8 +200,6 @@ class Trainer:
             last=last,
             steps_per_epoch=data.train.rows_per_epoch / training.batch_size,
             eval_interval=training.eval_interval,
-            patience=training.early_stopping_patience,
-            min_delta=training.early_stopping_min_delta,
         )
         batches = data.train.iterate(
             start, stop, process_index=jax.process_index(), process_count=jax.process_count()
@@ -210,7 +207,7 @@ class Trainer:
         with batches, StopSignal() as signal, jax.transfer_guard("disallow"):
             result = run_loop(
                 program, state, batches, plan, log,
-                evaluate=score if data.eval else None, save=save, stop=signal,
+                evaluate=score if data.eval else None, early=early, save=save, stop=signal,
             )  # fmt: skip
         seconds = time.perf_counter() - began
         if checkpoints:
@@ -229,12 +226,13 @@ class Trainer:
             },
         )
 
-    def _meta(self, data: DataBundle, step: int) -> dict[str, Any]:
+    def _meta(self, data: DataBundle, step: int, early: EarlyStopping) -> dict[str, Any]:
         return {
             "step": step,
             "config": to_config_dict(self.config).to_dict(),
             "plugins": self.plugins.as_records(),
             "data_fingerprint": data.fingerprint,
+            "early_stopping": early.as_dict(),
         }
 
 
@@ -275,7 +273,11 @@ def _open_checkpoints(config: Config, workdir: Workdir | None) -> CheckpointMana
 
 
 def _first_state(
-    setup: Setup, checkpoints: CheckpointManager | None, data: DataBundle, plugins: Plugins
+    setup: Setup,
+    checkpoints: CheckpointManager | None,
+    data: DataBundle,
+    plugins: Plugins,
+    early: EarlyStopping,
 ) -> tuple[TrainState, int]:
     """The newest checkpoint, or fresh parameters; and the finished steps."""
     program = setup.program
@@ -287,6 +289,7 @@ def _first_state(
             f"{checkpoints.save_dir.parent}: the training data or their order are not those this run began "
             "with; restore them or use another --workdir"
         )
+    early.restore(restored.meta["early_stopping"])
     for change in compare_records(restored.meta["plugins"], plugins.as_records()):
         print(f"plugin change: {change}")
     return restored.state, int(restored.state.step)
