@@ -1,4 +1,4 @@
-"""Against transformers, in float32, on one thread."""
+"""What comparisons with transformers share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import torch
-
-torch.set_num_threads(1)
 
 
 class _Recorder(logging.Handler):

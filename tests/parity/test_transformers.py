@@ -8,17 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from apt_jax.core.config.schema import ModelConfig
 from apt_jax.model.architectures.apt import apt
@@ -27,6 +17,10 @@ from apt_jax.model.architectures.qwen3 import qwen3
 from apt_jax.model.generation import GenerationConfig, Generator
 from apt_jax.model.hf import from_pretrained, save_pretrained
 from apt_jax.model.tokenization import BpeTokenizer, DynamicTagTokenizer
+
+torch = pytest.importorskip("torch", reason="pip install apt-jax[parity]")
+transformers = pytest.importorskip("transformers", reason="pip install apt-jax[parity]")
+torch.set_num_threads(1)
 
 V, T, ATOL = 96, 64, 1e-5
 SIZES = {
@@ -59,12 +53,15 @@ ROPES = {
 }
 
 
-def make_llama(rope: str = "plain", **changes) -> LlamaForCausalLM:
+def make_llama(rope: str = "plain", **changes):
     parameters = {"rope_theta": 10_000.0, **ROPES[rope]}
-    return build(LlamaForCausalLM, LlamaConfig(**SIZES | {"rope_parameters": parameters} | changes))
+    return build(
+        transformers.LlamaForCausalLM,
+        transformers.LlamaConfig(**SIZES | {"rope_parameters": parameters} | changes),
+    )
 
 
-def make_qwen3(rope: str = "plain", **changes) -> Qwen3ForCausalLM:
+def make_qwen3(rope: str = "plain", **changes):
     parameters = {"rope_theta": 10_000.0, **ROPES[rope]}
     sizes = SIZES | {
         "rope_parameters": parameters,
@@ -72,7 +69,7 @@ def make_qwen3(rope: str = "plain", **changes) -> Qwen3ForCausalLM:
         "head_dim": 8,
         "max_window_layers": 2,
     }
-    return build(Qwen3ForCausalLM, Qwen3Config(**sizes | changes))
+    return build(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**sizes | changes))
 
 
 def build(cls, config):
@@ -136,12 +133,14 @@ def test_logits_agree_and_weights_return_unchanged(case: str, tmp_path, complain
 
     save_pretrained(ours, tmp_path / "ours", max_shard_size="20KB")
     with complaints() as lines:
-        back, info = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+        back, info = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "ours", output_loading_info=True
+        )
     assert lines == []
     assert not any(info.values()), info
     assert_same_weights(back, theirs)
-    expected = AutoConfig.from_pretrained(tmp_path / "theirs").to_diff_dict()
-    assert AutoConfig.from_pretrained(tmp_path / "ours").to_diff_dict() == expected
+    expected = transformers.AutoConfig.from_pretrained(tmp_path / "theirs").to_diff_dict()
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "ours").to_diff_dict() == expected
 
 
 @pytest.mark.parametrize("make", [make_llama, make_qwen3])
@@ -193,8 +192,10 @@ def test_our_models_load_in_transformers(factory, tied, tmp_path, complaints):
     ours = factory(config, tokenizer.vocab_size, nnx.Rngs(0))
     save_pretrained(ours, tmp_path / "out", tokenizer)
     with complaints() as lines:
-        theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
-        their_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+        theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out", output_loading_info=True
+        )
+        their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert lines == []
     assert not any(info.values()), info
     ids = tokenizer.encode("概念 concept" * 5)
@@ -220,13 +221,19 @@ def test_bfloat16_weights_both_ways(tmp_path):
     ours, _, _ = from_pretrained(tmp_path / "theirs", param_dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(ours))} == {jnp.dtype(jnp.bfloat16)}
     save_pretrained(ours, tmp_path / "ours")
-    assert_same_weights(LlamaForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto"), theirs)
+    assert_same_weights(
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto"), theirs
+    )
     save_pretrained(from_pretrained(tmp_path / "theirs")[0], tmp_path / "cast", dtype=jnp.bfloat16)
-    assert_same_weights(LlamaForCausalLM.from_pretrained(tmp_path / "cast", dtype="auto"), theirs)
+    assert_same_weights(
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path / "cast", dtype="auto"), theirs
+    )
     tokens_BT = some_tokens(2)
     np.testing.assert_allclose(
         our_logits(from_pretrained(tmp_path / "theirs")[0], tokens_BT),
-        torch_logits(LlamaForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32), tokens_BT),
+        torch_logits(
+            transformers.LlamaForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32), tokens_BT
+        ),
         rtol=0,
         atol=ATOL,
     )

@@ -6,16 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers.generation.logits_process import (
-    RepetitionPenaltyLogitsProcessor,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from apt_jax.core.errors import ConfigError
 from apt_jax.model.generation import GenerationConfig, from_hf
 from apt_jax.model.generation.sampling import Sampling, filter_logits, next_token, penalize_repetition
+
+torch = pytest.importorskip("torch", reason="pip install apt-jax[parity]")
+theirs = pytest.importorskip("transformers.generation.logits_process", reason="pip install apt-jax[parity]")
 
 B, V = 4, 97
 
@@ -31,19 +28,21 @@ def filtered(logits_BV: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
 
 @pytest.mark.parametrize("k", [1, 5, V, V + 50])
 def test_top_k_is_that_of_transformers(logits_BV, k):
-    expected = TopKLogitsWarper(k)(None, torch.tensor(logits_BV)).numpy()
+    expected = theirs.TopKLogitsWarper(k)(None, torch.tensor(logits_BV)).numpy()
     np.testing.assert_array_equal(filtered(logits_BV, k, 1.0), expected)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.999])
 def test_top_p_is_that_of_transformers(logits_BV, p):
-    expected = TopPLogitsWarper(p)(None, torch.tensor(logits_BV)).numpy()
+    expected = theirs.TopPLogitsWarper(p)(None, torch.tensor(logits_BV)).numpy()
     np.testing.assert_array_equal(filtered(logits_BV, 0, p), expected)
     assert (filtered(logits_BV, 0, p).max(-1) == logits_BV.max(-1)).all()
 
 
 def test_top_k_then_top_p(logits_BV):
-    expected = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(10)(None, torch.tensor(logits_BV))).numpy()
+    expected = theirs.TopPLogitsWarper(0.8)(
+        None, theirs.TopKLogitsWarper(10)(None, torch.tensor(logits_BV))
+    ).numpy()
     np.testing.assert_array_equal(filtered(logits_BV, 10, 0.8), expected)
 
 
@@ -51,7 +50,9 @@ def test_repetition_penalty_is_that_of_transformers(logits_BV):
     ids_BT = np.random.default_rng(1).integers(0, V, (B, 12))
     seen_BV = np.zeros((B, V), bool)
     np.put_along_axis(seen_BV, ids_BT, True, axis=1)
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(ids_BT), torch.tensor(logits_BV)).numpy()
+    expected = theirs.RepetitionPenaltyLogitsProcessor(1.7)(
+        torch.tensor(ids_BT), torch.tensor(logits_BV)
+    ).numpy()
     actual = penalize_repetition(jnp.asarray(logits_BV), jnp.asarray(seen_BV), jnp.float32(1.7))
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
@@ -73,7 +74,9 @@ def test_zero_temperature_is_argmax(logits_BV):
 def test_samples_follow_the_tempered_filtered_distribution(logits_BV):
     temperature, count = 1.5, 20_000
     samples = draw(logits_BV, count, temperature=temperature, top_k=6, top_p=0.95)
-    warped = TopPLogitsWarper(0.95)(None, TopKLogitsWarper(6)(None, torch.tensor(logits_BV / temperature)))
+    warped = theirs.TopPLogitsWarper(0.95)(
+        None, theirs.TopKLogitsWarper(6)(None, torch.tensor(logits_BV / temperature))
+    )
     expected_BV = torch.softmax(warped, -1).numpy()
     for row in range(B):
         frequency_V = np.bincount(samples[:, row], minlength=V) / count

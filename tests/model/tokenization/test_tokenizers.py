@@ -12,7 +12,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Pipeline
-from transformers import PreTrainedTokenizerFast
 
 from apt_jax.core.errors import AptError, ConfigError, DataError
 from apt_jax.model.tokenization import (
@@ -128,9 +127,10 @@ def test_pickle_keeps_behaviour(kind: str):
 
 @pytest.mark.parametrize("kind", ["dynamic_tag", "bpe", "chinese_char"])
 def test_transformers_reads_the_folder(kind: str, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="pip install apt-jax[parity]")
     tok = tokenizer(kind)
     tok.save(tmp_path)
-    other = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    other = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     for text in CORPUS:
         assert other(text, add_special_tokens=False)["input_ids"] == tok.encode(text)
         assert other(text)["input_ids"] == [tok.bos_id, *tok.encode(text)]
