@@ -127,10 +127,8 @@ class LanguageModel(Protocol):
     axis named "layers".
     """
 
+    config: ModelConfig
     vocab_size: int
-
-    @property
-    def config(self) -> ModelConfig: ...
 
     def hidden(
         self,
@@ -175,6 +173,7 @@ def make_mask(
         positions_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones((batch, length), jnp.int32)
+    positions_BT, segment_ids_BT = (jnp.asarray(x, jnp.int32) for x in (positions_BT, segment_ids_BT))
     return AttentionMask(
         positions_BT, positions_BT, segment_ids_BT, segment_ids_BT, window=window, packed=packed
     )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from apt_jax.core.config.schema import ModelConfig
-from apt_jax.core.errors import ModelError, unknown_name
 from apt_jax.model.api import AttentionKernel
 from apt_jax.model.architectures.block import Traits
 from apt_jax.model.architectures.decoder import Decoder
+from apt_jax.model.architectures.presets import override
 
 _DEFAULT_VOCAB_SIZE = 32_000
 
@@ -61,12 +60,7 @@ class APTModel(Decoder):
         dtype: Any = jnp.float32,
         **overrides: Any,
     ) -> None:
-        for key in overrides:
-            if key not in ModelConfig.__dataclass_fields__:
-                raise ModelError(
-                    f"APTModel: {unknown_name('argument', key, ModelConfig.__dataclass_fields__)}"
-                )
-        config = replace(config or ModelConfig(), **overrides)
+        config = override(config or ModelConfig(), overrides)
         size = vocab_size or config.vocab_size or _DEFAULT_VOCAB_SIZE
         super().__init__(config, size, nnx.Rngs(seed), traits=apt_traits(config), dtype=dtype)
 

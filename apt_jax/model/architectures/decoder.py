@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from apt_jax.core.config.schema import ModelConfig
-from apt_jax.core.errors import ModelError
+from apt_jax.core.errors import ModelError, unknown_name
 from apt_jax.core.logical import constrain
 from apt_jax.model.api import AttentionKernel, AttentionMask, Cache, Controls, Hidden, make_mask
 from apt_jax.model.architectures.block import Block, LayerInputs, Traits
@@ -21,19 +21,6 @@ from apt_jax.model.layers.kernels import BUILTIN, select_kernel
 from apt_jax.model.layers.norm import RMSNorm
 from apt_jax.model.layers.rope import make_rope
 from apt_jax.model.layers.stack import RematPolicy, run_layers, stack_layers
-
-
-class _Static:
-    """Keeps a config on a module: hashable, though its mappings are not."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.config == other.config
-
-    def __hash__(self) -> int:
-        return hash((self.config.architecture, self.config.hidden_size, self.config.num_layers))
 
 
 class Decoder(nnx.Module):
@@ -70,23 +57,12 @@ class Decoder(nnx.Module):
     ) -> None:
         _check_sizes(config, vocab_size)
         dtype = jnp.dtype(dtype)
-        self._config = _Static(config)
+        self.config = config
         self.vocab_size = config.vocab_size or vocab_size
         self.traits = traits
         self.dtype = dtype
         self.remat_policy: str | RematPolicy = config.remat_policy
-        kernels = {**BUILTIN, **(kernels or {})}
-        _, _, head_dim = heads_of(config)
-        # A caller who knows the target device and the batches resolves "auto" beforehand.
-        self.kernel_name, self.kernel_reason = select_kernel(
-            config.attention_kernel,
-            jax.default_backend(),
-            dtype=dtype,
-            head_dim=head_dim,
-            packed=config.attention_kernel == "auto",
-            available=kernels,
-        )
-        kernel = kernels[self.kernel_name]
+        self.kernel_name, self.kernel_reason, kernel = _kernel(config, {**BUILTIN, **(kernels or {})}, dtype)
         std = config.initializer_range
         self.embed = Embedding(self.vocab_size, config.hidden_size, std=std, dtype=dtype, rngs=rngs)
         self.layers = stack_layers(
@@ -102,10 +78,6 @@ class Decoder(nnx.Module):
                 config.hidden_size, self.vocab_size, axes=("embed", "vocab"), std=std, dtype=dtype, rngs=rngs
             )
         )
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._config.config
 
     def hidden(
         self,
@@ -142,7 +114,9 @@ class Decoder(nnx.Module):
 
         def apply(layer: Block, index: jax.Array, carry: Any) -> Any:
             x_BTD, kv = carry
-            layer_cache = None if kv is None or cache is None else LayerCache(*kv, index, cache.index)
+            layer_cache = None
+            if cache is not None:
+                layer_cache = LayerCache(k_LBSKH=kv[0], v_LBSKH=kv[1], layer=index, index=cache.index)
             x_BTD, layer_cache, aux = layer(x_BTD, inputs, index, layer_cache)
             return (x_BTD, None if layer_cache is None else (layer_cache.k_LBSKH, layer_cache.v_LBSKH)), aux
 
@@ -189,6 +163,20 @@ class Decoder(nnx.Module):
         kv = jnp.zeros((self.config.num_layers, batch, length, kv_heads, head_dim), self.dtype)
         positions = jnp.full((batch, length), -1, jnp.int32)
         return Cache(kv, kv, positions, jnp.zeros((batch, length), jnp.int32), jnp.int32(0))
+
+
+def _kernel(
+    config: ModelConfig, available: Mapping[str, AttentionKernel], dtype: jnp.dtype
+) -> tuple[str, str, AttentionKernel]:
+    """(name, reason, kernel). A caller who knows the target and the batches resolves "auto" beforehand."""
+    name, reason = config.attention_kernel, "chosen in the config"
+    if name == "auto":
+        head_dim = heads_of(config)[2]
+        platform = jax.default_backend()
+        name, reason = select_kernel(name, platform, dtype=dtype, head_dim=head_dim, packed=True)
+    if name not in available:
+        raise ModelError(f"model.attention_kernel: {unknown_name('kernel', name, [*available, 'auto'])}")
+    return name, reason, available[name]
 
 
 def _extend_mask(

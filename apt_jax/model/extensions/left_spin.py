@@ -24,7 +24,7 @@ def left_spin_residual(u: jax.Array, delta: jax.Array, *, alpha: float, tau: flo
     """
     size = _norm(delta) / (_norm(u) + _EPS)
     phi = alpha * jax.nn.softplus(size - tau)
-    gate = jax.lax.rsqrt(1.0 + phi * phi)
+    gate = 1.0 / jnp.sqrt(1.0 + phi * phi)
     return u + (gate * delta.astype(jnp.float32)).astype(u.dtype)
 
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from apt_jax.model.layers import matmul
+
 DotGeneral = Callable[..., jax.Array]
 
 
@@ -39,7 +41,7 @@ class Dense(nnx.Module):
         bias = jnp.zeros((out_features,), jnp.float32)
         self.bias = nnx.Param(bias, logical_axes=axes[1:]) if use_bias else None
         self.dtype = dtype
-        self.dot_general: DotGeneral = jax.lax.dot_general
+        self.dot_general: DotGeneral = matmul.dot_general
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in] -> [..., out]."""

@@ -33,7 +33,7 @@ def reference(
     return _attend(q_BTNH, k_BSKH, v_BSKH, mask.allowed(), scale)
 
 
-CHUNK = 256  # queries whose logits exist at one time
+CHUNK = 128  # queries whose logits exist at one time
 _MAX_PREFIXES = 16  # distinct key ranges compiled; long sequences share one among several chunks
 
 

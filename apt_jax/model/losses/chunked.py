@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from apt_jax.core.logical import constrain, ways
+
 
 @dataclass(frozen=True)
 class CrossEntropyOptions:
     """Static choices of `chunked_cross_entropy`.
 
     Attributes:
-      chunk: tokens, over all rows, whose logits exist at one time.
+      chunk: tokens, over all rows, whose logits exist at one time on each data-parallel device.
       z_loss: weight of logsumexp².
       label_smoothing: share ε of the target mass spread evenly over the vocabulary.
       softcap: logits = c·tanh(logits / c), or None.
@@ -69,7 +71,8 @@ def chunked_cross_entropy(
     """
     batch, length, _ = x_BTD.shape
     # Cut along T, not B: every chunk then holds all rows and stays spread over the data-parallel devices.
-    per_row = max(1, min(length, options.chunk // batch))
+    shards = _batch_shards(batch)
+    per_row = max(1, min(length, options.chunk * shards // batch))
     chunks = -(-length // per_row)
     pad = chunks * per_row - length
 
@@ -78,6 +81,12 @@ def chunked_cross_entropy(
         return jnp.moveaxis(x.reshape(batch, chunks, per_row, *x.shape[2:]), 1, 0)
 
     return _sums(cut(x_BTD), w_DV, cut(targets_BT), cut(weights_BT.astype(jnp.float32)), options)
+
+
+def _batch_shards(batch: int) -> int:
+    """Pieces that the rows are cut into by the sharding rules in force."""
+    shards = ways("batch")
+    return shards if batch % shards == 0 else 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -91,11 +100,14 @@ def _sums(
     """Sums over chunks (leading axis C) without gradients."""
 
     def step(sums: CrossEntropySums, xs: Any) -> tuple[CrossEntropySums, None]:
-        chunk_sums, _ = _chunk(*xs, w_DV, options, want_gradient=False)
+        x_BTD, targets_BT, weights_BT = xs
+        chunk_sums, _ = _chunk(x_BTD, targets_BT, weights_BT, w_DV, options)
         return jax.tree.map(jnp.add, sums, chunk_sums), None
 
-    sums, _ = jax.lax.scan(step, _zeros(), (x_CBTD, targets_CBT, weights_CBT))
-    return sums
+    # Sums stay apart per row, and the head's gradient per data-parallel device, until after the loop:
+    # added up inside, each chunk would wait for a collective.
+    sums, _ = jax.lax.scan(step, _zeros(x_CBTD.shape[1]), (x_CBTD, targets_CBT, weights_CBT))
+    return jax.tree.map(jnp.sum, sums)
 
 
 def _forward(
@@ -106,20 +118,26 @@ def _forward(
     options: CrossEntropyOptions,
 ) -> tuple[CrossEntropySums, Any]:
     """As `_sums`, also forming the gradients for a cotangent of 1."""
+    batch, width, vocab = x_CBTD.shape[1], *w_DV.shape
+    shards = _batch_shards(batch)
+    dw_axes = ("batch", "embed", "vocab")
 
     def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
-        sums, dw_DV = carry
-        x_BTD = xs[0]
-        chunk_sums, dlogits_BTV = _chunk(*xs, w_DV, options, want_gradient=True)
+        sums, dw_PDV = carry
+        x_BTD, targets_BT, weights_BT = xs
+        chunk_sums, dlogits_BTV = _chunk(x_BTD, targets_BT, weights_BT, w_DV, options)
         dx_BTD = jnp.einsum("BTV,DV->BTD", dlogits_BTV, w_DV, preferred_element_type=jnp.float32)
-        dw_DV += jnp.einsum("BTD,BTV->DV", x_BTD, dlogits_BTV, preferred_element_type=jnp.float32)
-        return (jax.tree.map(jnp.add, sums, chunk_sums), dw_DV), dx_BTD.astype(_gradient_dtype(x_BTD.dtype))
+        x_PRD, dlogits_PRV = x_BTD.reshape(shards, -1, width), dlogits_BTV.reshape(shards, -1, vocab)
+        dw_PDV += jnp.einsum("PRD,PRV->PDV", x_PRD, dlogits_PRV, preferred_element_type=jnp.float32)
+        sums = jax.tree.map(jnp.add, sums, chunk_sums)
+        return (sums, constrain(dw_PDV, dw_axes)), dx_BTD.astype(_gradient_dtype(x_BTD.dtype))
 
-    start = (_zeros(), jnp.zeros(w_DV.shape, jnp.float32))
-    (sums, dw_DV), dx_CBTD = jax.lax.scan(step, start, (x_CBTD, targets_CBT, weights_CBT))
+    dw_PDV = constrain(jnp.zeros((shards, width, vocab), jnp.float32), dw_axes)
+    start = (_zeros(batch), dw_PDV)
+    (sums, dw_PDV), dx_CBTD = jax.lax.scan(step, start, (x_CBTD, targets_CBT, weights_CBT))
     # Empty arrays remember the dtypes: residuals are arrays only.
     dtypes_like = jnp.zeros((0,), x_CBTD.dtype), jnp.zeros((0,), w_DV.dtype)
-    return sums, (dx_CBTD, dw_DV, *dtypes_like)
+    return jax.tree.map(jnp.sum, sums), (dx_CBTD, jnp.sum(dw_PDV, axis=0), *dtypes_like)
 
 
 def _backward(options: CrossEntropyOptions, residuals: Any, cotangents: CrossEntropySums) -> tuple[Any, ...]:
@@ -139,10 +157,8 @@ def _chunk(
     weights_BT: jax.Array,
     w_DV: jax.Array,
     options: CrossEntropyOptions,
-    *,
-    want_gradient: bool,
-) -> tuple[CrossEntropySums, jax.Array | None]:
-    """One chunk's sums and, on demand, d(loss sum)/d(x · w) in the dtype of x."""
+) -> tuple[CrossEntropySums, jax.Array]:
+    """One chunk's sums per row [B], and d(loss sum)/d(x · w) in the dtype of x (unused, it costs nothing)."""
     logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, w_DV, preferred_element_type=jnp.float32)
     if options.softcap is not None:
         logits_BTV = options.softcap * jnp.tanh(logits_BTV / options.softcap)
@@ -161,13 +177,11 @@ def _chunk(
     if eps:
         loss_BT += eps * (target_BT - jnp.mean(logits_BTV, axis=-1))
     sums = CrossEntropySums(
-        loss=jnp.sum(loss_BT * weights_BT),
-        nll=jnp.sum(nll_BT * weights_BT),
-        z=jnp.sum(lse_BT**2 * weights_BT),
-        correct=jnp.sum((target_BT >= top_BT) * weights_BT),
+        loss=jnp.sum(loss_BT * weights_BT, axis=1),
+        nll=jnp.sum(nll_BT * weights_BT, axis=1),
+        z=jnp.sum(lse_BT**2 * weights_BT, axis=1),
+        correct=jnp.sum((target_BT >= top_BT) * weights_BT, axis=1),
     )
-    if not want_gradient:
-        return sums, None
     # d lse = softmax; the target distribution is (1 - ε)·onehot + ε/V.
     scale_BT = (1.0 + 2.0 * options.z_loss * lse_BT) / mass_BT
     dlogits_BTV = exp_BTV * scale_BT[..., None] - jnp.where(hit_BTV, 1.0 - eps, 0.0) - eps / vocab
@@ -177,8 +191,8 @@ def _chunk(
     return sums, dlogits_BTV.astype(x_BTD.dtype)
 
 
-def _zeros() -> CrossEntropySums:
-    zero = jnp.float32(0)
+def _zeros(rows: int) -> CrossEntropySums:
+    zero = jnp.zeros((rows,), jnp.float32)
     return CrossEntropySums(zero, zero, zero, zero)
 
 
