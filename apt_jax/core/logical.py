@@ -95,3 +95,9 @@ def ways(axis: str) -> int:
     """Pieces that the rules in force cut logical axis `axis` into; 1 without rules."""
     rules = _rules.get()
     return 1 if rules is None else math.prod(rules.mesh.shape[a] for a in rules.rules.get(axis, ()))
+
+
+def target_platform() -> str:
+    """Where the code being traced will run: the platform of the mesh in force, else jax's default."""
+    rules = _rules.get()
+    return jax.default_backend() if rules is None else rules.mesh.devices.flat[0].platform
