@@ -59,7 +59,7 @@ class ModelConfig:
     rope_theta: Positive = 10_000.0  # base of the rotary frequencies
     rope_scaling: Options | None = None  # Hugging Face form: {rope_type: linear|dynamic|yarn|longrope|llama3, factor, …}
     qk_norm: bool | None = None  # RMSNorm on queries and keys; none: the architecture's own choice
-    attention_bias: bool = False  # bias on the q, k, v projections
+    attention_bias: bool = False  # bias on the q, k, v and output projections
     sliding_window: Count | None = None  # attend only to the last w tokens; none: all
     initializer_range: Positive = 0.02  # std of the normal initialiser
     dropout: Probability = 0.0  # on the residual branches, training only
