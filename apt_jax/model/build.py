@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -36,5 +37,11 @@ def build_model(
     registered = plugins.registry("attention_kernels")
     kernels = {name: registered.resolve(name) for name in registered}
     key = jax.random.key(config.training.seed if seed is None else seed)
-    model = factory(config.model, vocab_size, nnx.Rngs(key), kernels=kernels, dtype=jnp.dtype(dtype))
+    sizes = config.model
+    policy = plugins.transform("apt_remat_policy", name=sizes.remat_policy)
+    if policy is not None:  # a plugin's own: the architecture knows names only
+        sizes = replace(sizes, remat_policy="none")
+    model = factory(sizes, vocab_size, nnx.Rngs(key), kernels=kernels, dtype=jnp.dtype(dtype))
+    if policy is not None:
+        model.remat_policy = policy
     return plugins.transform("apt_transform_model", model, config=config)

@@ -57,7 +57,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True  # share the embedding table with the output head
     rms_norm_eps: Positive = 1e-6  # epsilon inside every RMSNorm
     rope_theta: Positive = 10_000.0  # base of the rotary frequencies
-    rope_scaling: Options | None = None  # Hugging Face form: {rope_type: linear|dynamic|yarn|longrope|llama3, factor, …}
+    rope_scaling: Options | None = None  # as in Hugging Face: {rope_type: linear|dynamic|yarn|longrope|llama3, …}
     qk_norm: bool | None = None  # RMSNorm on queries and keys; none: the architecture's own choice
     attention_bias: bool = False  # bias on the q, k, v and output projections
     sliding_window: Count | None = None  # attend only to the last w tokens; none: all
@@ -109,7 +109,7 @@ class TrainingConfig:
     dbc_dac: bool = False  # low-rank gradient filter with the corrected projection
     dbc_dac_rank: Fraction = 0.1  # rank kept, as a share of the smaller side
     dbc_dac_blend: Fraction = 0.1  # 0: gradient as is, 1: only its low-rank part
-    mixed_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # compute dtype; auto: bf16 on accelerators, fp32 on CPU
+    mixed_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # compute dtype; auto: fp32 on CPU, else bf16
     loss: str = "cross_entropy"  # registered name
     z_loss: NonNegative = 0.0  # weight of mean(logsumexp²)
     label_smoothing: Probability = 0.0  # share of the target mass spread over the vocabulary
@@ -139,7 +139,7 @@ class DataConfig:
     tokenizer_path: str | None = None  # a trained tokenizer (folder or tokenizer.json); none: train on the data
     tokenizer_vocab_size: Count = 8192  # largest vocabulary when it is trained
     sequence_length: Count | None = None  # tokens per row; none: model.max_position_embeddings
-    packing: Literal["fit", "split", "none"] = "fit"  # whole documents per row, one endless stream, or one document a row
+    packing: Literal["fit", "split", "none"] = "fit"  # whole documents, one stream, or a document a row
     shuffle: bool = True  # new order each epoch
     seed: Natural = 0  # order, packing, split: apart from training.seed
     prefetch: Natural = 2  # batches prepared ahead

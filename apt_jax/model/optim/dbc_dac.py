@@ -15,17 +15,19 @@ why the default blend is small and the transform is off unless asked for.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 _COMPENSATION = 0.1  # κ
 _FLOOR = 1e-12  # of row norms: a zero row stays zero
 
 
-class DbcDacState(NamedTuple):
+@struct.dataclass
+class DbcDacState:
     """Number of updates so far: the random range of each step is folded from it."""
 
     count: jax.Array
@@ -41,13 +43,13 @@ def dbc_dac(*, rank: float, blend: float, mask: Any, seed: int) -> optax.Gradien
       seed: seeds the random ranges.
     """
 
-    def init(params: optax.Params) -> DbcDacState:
+    def init(params: optax.Params) -> Any:
         del params
         return DbcDacState(jnp.zeros([], jnp.int32))
 
     def update(
-        updates: optax.Updates, state: DbcDacState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, DbcDacState]:
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
         del params
         key = jax.random.fold_in(jax.random.key(seed), state.count)
         leaves, structure = jax.tree.flatten(updates)

@@ -60,6 +60,8 @@ class Source(Protocol):
       name: how messages call it, for example the path it was given.
       fingerprint: SHA-256 (hex) over everything that decides its documents and their order. Names and
         dates of files are not part of it, so that moved data stays the same data.
+
+    A source that comes with its own held-out documents has an attribute `held_out`, a source or None.
     """
 
     name: str
@@ -84,6 +86,11 @@ class Locating(Protocol):
     def where(self, i: int, /) -> str:
         """How messages call document i, e.g. `my.jsonl:17`."""
         ...
+
+
+def held_out_of(source: Source) -> Source | None:
+    """The held-out documents a source comes with, if it has any."""
+    return getattr(source, "held_out", None)
 
 
 def where(source: Source, i: int) -> str:

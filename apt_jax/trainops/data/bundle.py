@@ -12,7 +12,7 @@ from apt_jax.core.config.schema import Config, DataConfig
 from apt_jax.core.errors import ConfigError, did_you_mean
 from apt_jax.model.tokenization import Tokenizer
 from apt_jax.trainops.data import vocabulary
-from apt_jax.trainops.data.api import Progress, RecordError, Source, texts
+from apt_jax.trainops.data.api import Progress, RecordError, Source, held_out_of, texts
 from apt_jax.trainops.data.batches import Batches, Order, Part, endless, once
 from apt_jax.trainops.data.files import fingerprint
 from apt_jax.trainops.data.packing import pack
@@ -186,7 +186,11 @@ def _open_sources(
     opened = []
     for name, weight, part in _parts(data):
         kind, source = _open(part.source, part.path, part, plugins)
-        train, held_out = split(source, fraction, data.seed, skip_bad=data.on_bad_record == "skip")
+        own = held_out_of(source) if fraction else None
+        if own is not None:
+            train, held_out = whole(source), whole(own)
+        else:
+            train, held_out = split(source, fraction, data.seed, skip_bad=data.on_bad_record == "skip")
         opened.append(_Named(name, kind, weight, train, held_out))
     return opened
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,7 +70,7 @@ def axis_sizes(config: DistributedConfig, num_devices: int, num_parameters: int)
     return {"pipe": 1, "data": data, "fsdp": fsdp, "expert": 1, "context": 1, "tensor": tensor}
 
 
-def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh with Auto axes, so that every supported jax version propagates shardings alike."""
     devices = list(jax.devices() if devices is None else devices)
     shape = tuple(sizes[a] for a in MESH_AXES)

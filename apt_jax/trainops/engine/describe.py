@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import jax
@@ -50,5 +51,5 @@ def describe_run(
             if run.start_step
             else f"new run of {training.max_steps} steps"
         ),
-        determinism=f"bitwise on {device.device_kind}, jaxlib {jax.lib.__version__}, this mesh",
+        determinism=f"bitwise on {device.device_kind}, jaxlib {metadata.version('jaxlib')}, this mesh",
     )

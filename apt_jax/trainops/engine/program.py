@@ -219,10 +219,11 @@ def _means(sums: Metrics) -> Metrics:
 def _logical_axes(state: nnx.State) -> Any:
     """Nested dict of logical axis names, with the structure of the parameters."""
     axes: dict[str, Any] = {}
-    for path, variable in nnx.to_flat_state(state):
+    for keys, variable in nnx.to_flat_state(state):
+        path = [str(key) for key in keys]
         metadata = variable.get_metadata()
         if "logical_axes" not in metadata:
-            name = ".".join(map(str, path))
+            name = ".".join(path)
             raise ModelError(
                 f"parameter {name} has no logical_axes; create it as nnx.Param(value, logical_axes=(…))"
             )

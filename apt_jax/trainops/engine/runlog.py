@@ -39,12 +39,14 @@ class RunLog:
         *,
         environment: Mapping[str, Any],
         dataset_stats: Mapping[str, Any],
+        tokens: float = 0.0,
     ):
         """Args:
         run: the run's facts.
         plugins: its observers and trackers.
         environment: recorded in the report.
         dataset_stats: recorded in the report.
+        tokens: read in the steps before `run.start_step`.
         """
         config = run.config
         self.run, self._plugins, self._config = run, plugins, config
@@ -55,7 +57,7 @@ class RunLog:
         self.console: RunConsole = make_console(mode, self._last, config.profile.name)
         self._latest: tuple[int, dict[str, float]] = (run.start_step, {})
         self._logged = run.start_step
-        self.tokens = 0.0
+        self.tokens = tokens
         self._events = self._metrics = self.report = None
         if run.workdir is not None and main:
             self._events = EventLog(run.workdir)
@@ -79,7 +81,6 @@ class RunLog:
                 max_steps=self._last,
                 start_step=run.start_step,
             )
-            self.tokens = float(self.report.as_dict()["tokens"])
 
     def begin(self, header: RunHeader) -> None:
         self.console.header(header)
@@ -111,8 +112,8 @@ class RunLog:
     def checkpoint_saved(self, step: int, path: Path) -> None:
         self.event("checkpoint", step=step)
         # Within the run's own folder the short name says enough.
-        inside = self.run.workdir is not None and path.is_relative_to(self.run.workdir)
-        self.console.checkpoint(step, str(path.relative_to(self.run.workdir) if inside else path))
+        if self.run.workdir is not None and path.is_relative_to(self.run.workdir):
+            self.console.checkpoint(step, str(path.relative_to(self.run.workdir)))
         self._plugins.observe("apt_checkpoint_saved", run=self.run, step=step, path=path)
 
     def samples(self, when: str, step: int, samples: Sequence[Mapping[str, str]]) -> None:

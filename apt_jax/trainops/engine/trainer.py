@@ -1,4 +1,4 @@
-"""The public trainer: `Trainer(model, data).train()`, `Trainer.from_config(config).train()`, and the command line."""
+"""The public trainer: `Trainer(model, data).train()` and `Trainer.from_config(config).train()`."""
 
 from __future__ import annotations
 
@@ -147,12 +147,12 @@ class Trainer:
         try:
             training = config.training
             early = EarlyStopping(training.early_stopping_patience, training.early_stopping_min_delta)
-            state, start = _first_state(setup, checkpoints, data, plugins, early)
+            state, start, tokens = _first_state(setup, checkpoints, data, plugins, early)
             run = RunContext(
                 config, None if workdir is None else workdir.path, plugins.as_records(),
                 setup.program.num_params, start,
             )  # fmt: skip
-            log = RunLog(run, plugins, environment=env, dataset_stats=data.stats.to_dict())
+            log = RunLog(run, plugins, environment=env, dataset_stats=data.stats.to_dict(), tokens=tokens)
             if checkpoints:
                 checkpoints.on_saved = log.checkpoint_saved
             try:
@@ -191,7 +191,7 @@ class Trainer:
         def save(step: int, current: TrainState, eval_loss: float | None, forced: bool) -> None:
             improved = eval_loss is not None and eval_loss == early.best and config.checkpoints.keep_best
             if checkpoints and (forced or improved or checkpoints.due(step)):
-                checkpoints.save(step, current, self._meta(data, step, early), eval_loss)
+                checkpoints.save(step, current, self._meta(data, step, early, log.tokens), eval_loss)
 
         began = time.perf_counter()
         plan = LoopPlan(
@@ -226,13 +226,14 @@ class Trainer:
             },
         )
 
-    def _meta(self, data: DataBundle, step: int, early: EarlyStopping) -> dict[str, Any]:
+    def _meta(self, data: DataBundle, step: int, early: EarlyStopping, tokens: float) -> dict[str, Any]:
         return {
             "step": step,
             "config": to_config_dict(self.config).to_dict(),
             "plugins": self.plugins.as_records(),
             "data_fingerprint": data.fingerprint,
             "early_stopping": early.as_dict(),
+            "tokens": tokens,
         }
 
 
@@ -254,8 +255,7 @@ def _merge(
     if not training:
         return merged
     changed = to_config_dict(merged)
-    with changed.unlocked():
-        changed.training.update(training)
+    changed.update_from_flattened_dict({f"training.{key}": value for key, value in training.items()})
     return validate(changed, source="Trainer")
 
 
@@ -278,11 +278,11 @@ def _first_state(
     data: DataBundle,
     plugins: Plugins,
     early: EarlyStopping,
-) -> tuple[TrainState, int]:
-    """The newest checkpoint, or fresh parameters; and the finished steps."""
+) -> tuple[TrainState, int, float]:
+    """The newest checkpoint, or fresh parameters; the finished steps, and the tokens they read."""
     program = setup.program
     if checkpoints is None or checkpoints.latest_step() is None:
-        return program.init_state(setup.init_params()), 0
+        return program.init_state(setup.init_params()), 0, 0.0
     restored = checkpoints.restore(program.abstract_state())
     if restored.meta["data_fingerprint"] != data.fingerprint:
         raise ConfigError(
@@ -292,7 +292,7 @@ def _first_state(
     early.restore(restored.meta["early_stopping"])
     for change in compare_records(restored.meta["plugins"], plugins.as_records()):
         print(f"plugin change: {change}")
-    return restored.state, int(restored.state.step)
+    return restored.state, int(restored.state.step), float(restored.meta["tokens"])
 
 
 def _final(log: RunLog, result: LoopResult) -> dict[str, float]:

@@ -19,10 +19,9 @@ def verification_sets(config: DataConfig, dataset: Path | None = None) -> tuple[
     """(seen, held-out) examples; held-out is empty when there are none.
 
     Args:
-      config: of the run. Generated data are generated again and files are read again; the share that
-        was kept for evaluation does not count as seen. Held-out examples are those of
-        `data.eval_path`, else the generated ones or those beside the files (`x_heldout.json` by
-        `x.json`), else the share kept for evaluation.
+      config: of the run. Generated data are generated again and files are read again. Held-out
+        examples are those of `data.eval_path`, else the generated ones or those beside the files
+        (`x_heldout.json` by `x.json`), else the share kept for evaluation, which then was not seen.
       dataset: the questions of this file instead, with the held-out file beside it.
 
     Raises:
@@ -35,13 +34,12 @@ def verification_sets(config: DataConfig, dataset: Path | None = None) -> tuple[
     if not _are_hlbd(config):
         raise DataError("this run was not trained on HLBD data alone; name the questions with --dataset FILE")
     source = hlbd_source(config.path, config)
-    trained, kept = split(source, 0.0 if config.eval_path else config.eval_fraction, config.seed)
-    seen = [source.examples[i] for i in trained.indices]
     if config.eval_path:
-        return seen, hlbd_source(config.eval_path, config).examples
-    beside = heldout_source(config.path, config)
-    if beside:
-        return seen, beside.examples
+        return source.examples, hlbd_source(config.eval_path, config).examples
+    if source.held_out:
+        return source.examples, source.held_out.examples
+    trained, kept = split(source, config.eval_fraction, config.seed)
+    seen = [source.examples[i] for i in trained.indices]
     return seen, [source.examples[i] for i in kept.indices] if kept else ()
 
 

@@ -14,6 +14,7 @@ from apt_jax.core.config.schema import DistributedConfig
 from apt_jax.core.errors import ConfigError, PluginError
 from tests.trainops.engine import tiny
 
+
 def _sgd(_groups):
     return optax.sgd(0.1)
 

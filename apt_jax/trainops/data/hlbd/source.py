@@ -17,10 +17,16 @@ from apt_jax.trainops.data.hlbd.records import Dataset, Example
 
 
 class HlbdSource:
-    """Question and answer pairs by number; `examples[i].module` names the module of document i."""
+    """Question and answer pairs by number.
 
-    def __init__(self, name: str, datasets: Sequence[Dataset]):
+    Attributes:
+      examples: `examples[i].module` names the module of document i.
+      held_out: questions that are kept out of training, or None.
+    """
+
+    def __init__(self, name: str, datasets: Sequence[Dataset], held_out: HlbdSource | None = None):
         self.name = name
+        self.held_out = held_out
         self.examples: tuple[Example, ...] = tuple(
             example for dataset in datasets for example in dataset.examples()
         )
@@ -46,11 +52,10 @@ def hlbd_source(paths: tuple[str, ...], config: DataConfig) -> HlbdSource:
     """
     if not paths:
         train, _ = generated(config)
-        return HlbdSource(_generated_name(config), [train])
+        return HlbdSource(_generated_name(config), [train], heldout_source(paths, config))
     files = expand(paths)
-    return HlbdSource(
-        files[0] if len(files) == 1 else f"{files[0]} … ({len(files)} files)", [read(f) for f in files]
-    )
+    name = files[0] if len(files) == 1 else f"{files[0]} … ({len(files)} files)"
+    return HlbdSource(name, [read(file) for file in files], heldout_source(paths, config))
 
 
 def heldout_source(paths: tuple[str, ...], config: DataConfig) -> HlbdSource | None:
