@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import jax
@@ -24,7 +25,7 @@ def test_warmup_never_stalls_and_reaches_the_peak(shape):
     f = jax.jit(getattr(schedules, shape)(_config()))
     values = [float(f(s)) for s in range(WARMUP + 1)]
     assert values[0] > 0
-    assert all(b > a for a, b in zip(values, values[1:], strict=False))
+    assert all(b > a for a, b in itertools.pairwise(values))
     assert values[WARMUP] == pytest.approx(PEAK)
 
 
