@@ -98,8 +98,9 @@ class LoopResult:
       step: finished steps.
       reason: "finished", "stopped" (asked to), "early_stopping" or a signal's name.
       evaluations: (step, metrics) of every evaluation.
-      host_seconds: time the device could have waited for Python: reading, logging, observers, batches.
-      step_seconds: wall time of all steps but the first, which compiles.
+      host_seconds: Python's time between steps: batches, logging, observers. Most of it passes while
+        the device computes.
+      step_seconds: wall time of the steps, without the first (it compiles), evaluations and saves.
     """
 
     state: TrainState
@@ -136,32 +137,24 @@ def run_loop(
       Divergence: the loss is NaN or infinite (fp16 overflow is handled by the loss scale and is none).
     """
     result = LoopResult(state, plan.start)
-    pending: tuple[int, Any] | None = None
-    waiting = 0.0
+    lag = _Lag(watcher, result)
     epoch = math.floor(plan.start / plan.steps_per_epoch)
     watcher.epoch_begin(epoch)
-    began: float | None = None  # when the step that is computing now began; unknown for the one that compiles
-    timed_from = None
-    latest: Mapping[str, float] = {}
 
     for done in range(plan.start + 1, plan.stop + 1):
         before = time.perf_counter()
         batch = program.put_batch(next(batches))
-        waiting = time.perf_counter() - before
+        waited = time.perf_counter() - before
         result.state, metrics = program.train_step(result.state, batch)
         result.step = done
-        if pending:
-            latest, began, host = _publish(pending, watcher, began, waiting)
-            result.host_seconds += host + waiting
-        pending = (done, metrics)
+        lag.push(done, metrics, waited)
 
-        due = plan.eval_interval and done % plan.eval_interval == 0
         final = done == plan.last
-        new_epoch = math.floor(done / plan.steps_per_epoch)
-        if due or final or stop.requested or done == plan.stop or new_epoch != epoch:
-            latest, began, host = _publish(pending, watcher, began, waiting)
-            result.host_seconds += host
-            pending = None
+        due = bool(plan.eval_interval) and done % plan.eval_interval == 0
+        next_epoch = math.floor(done / plan.steps_per_epoch)
+        first = done == plan.start + 1  # it compiled, and someone is waiting to see it
+        if due or first or stop.requested or done == plan.stop or next_epoch != epoch:
+            lag.flush()
         eval_loss = None
         if evaluate and (due or final):
             scores = evaluate(result.state)
@@ -170,47 +163,62 @@ def run_loop(
             eval_loss = scores["eval_loss"]
             if early.should_stop(eval_loss) and not final:
                 result.reason = "early_stopping"
-        if new_epoch != epoch:
-            watcher.epoch_end(epoch, latest)
-            epoch = new_epoch
+        if next_epoch != epoch:
+            watcher.epoch_end(epoch, lag.latest)
+            epoch = next_epoch
             if not final:
                 watcher.epoch_begin(epoch)
-        if stop.requested and not final:
-            result.reason = stop.requested.name
-        elif done == plan.stop and not final and result.reason == "finished":
-            result.reason = "stopped"
-        ending = result.reason != "finished" or final
+        if not final and result.reason == "finished":
+            if stop.requested:
+                result.reason = stop.requested.name
+            elif done == plan.stop:
+                result.reason = "stopped"
+        ending = final or result.reason != "finished"
         save(done, result.state, eval_loss, ending)
-        if due or ending:
-            began = time.perf_counter()  # evaluation and a blocking save are not step time
-        if timed_from is None:
-            jax.block_until_ready(metrics)  # the first step compiles; it is left out of the timing
-            timed_from = began = time.perf_counter()
         if ending:
             break
-    if timed_from is not None:
-        result.step_seconds = time.perf_counter() - timed_from
+        if due or first:
+            lag.restart_clock()
     return result
 
 
-def _publish(
-    pending: tuple[int, Any], watcher: Watcher, began: float | None, waiting: float
-) -> tuple[Mapping[str, float], float, float]:
-    """Reads a step's metrics (blocking until it is done) and tells the watcher.
+class _Lag:
+    """Holds the metrics of the newest step back until the next one is on its way."""
 
-    Returns the metrics, the time it became ready, and the seconds the host then took.
-    """
-    step, metrics = pending
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    ready = time.perf_counter()
-    if began is not None:
-        values["step_seconds"] = ready - began
-        values["tokens_per_second"] = values["tokens"] / values["step_seconds"]
-    values["data_wait_seconds"] = waiting
-    if not math.isfinite(values["loss"]):
-        raise Divergence(
-            f"step {step}: the loss is {values['loss']}; the last checkpoint is untouched: continue from it "
-            "with a lower training.learning_rate, or train with mixed_precision=fp32"
-        )
-    watcher.step(step, values)
-    return values, ready, time.perf_counter() - ready
+    def __init__(self, watcher: Watcher, result: LoopResult):
+        self.latest: Mapping[str, float] = {}
+        self._watcher, self._result = watcher, result
+        self._pending: tuple[int, Any, float] | None = None
+        self._began: float | None = None  # when the pending step began; unknown for one that compiles
+
+    def push(self, step: int, metrics: Any, waited: float) -> None:
+        """Takes the metrics of a step just dispatched and publishes those of the one before."""
+        self.flush()
+        self._pending = step, metrics, waited
+
+    def flush(self) -> None:
+        """Waits for the pending step and tells the watcher."""
+        if self._pending is None:
+            return
+        step, metrics, waited = self._pending
+        self._pending = None
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        ready = time.perf_counter()
+        if self._began is not None:
+            values["step_seconds"] = ready - self._began
+            values["tokens_per_second"] = values["tokens"] / values["step_seconds"]
+            self._result.step_seconds += values["step_seconds"]
+        self._began = ready
+        values["data_wait_seconds"] = waited
+        if not math.isfinite(values["loss"]):
+            raise Divergence(
+                f"step {step}: the loss is {values['loss']}; the last checkpoint is untouched: continue from it "
+                "with a lower training.learning_rate, or train with mixed_precision=fp32"
+            )
+        self.latest = values
+        self._watcher.step(step, values)
+        self._result.host_seconds += waited + time.perf_counter() - ready
+
+    def restart_clock(self) -> None:
+        """Leaves out what happened since the last step: an evaluation, a blocking save, the compilation."""
+        self._began = time.perf_counter()
