@@ -16,6 +16,7 @@ from apt_jax.core.errors import ConfigError, ModelError
 from apt_jax.core.logical import use_rules
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.optim.groups import ParamGroups, param_groups
+from apt_jax.trainops.distributed.host import compiler_options
 from apt_jax.trainops.distributed.rules import batch_sharding, make_rules, param_shardings, state_shardings
 from apt_jax.trainops.engine.objective import Batch, Objective
 from apt_jax.trainops.engine.precision import all_finite, initial_loss_scale, next_loss_scale
@@ -58,9 +59,7 @@ class Program:
         """
         self.graphdef, state = nnx.split(model)
         self.axes = _logical_axes(state)
-        self.abstract_params = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state)
-        )
+        self.abstract_params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
         self.num_params = sum(x.size for x in jax.tree.leaves(self.abstract_params))
         self.mesh = mesh
         self.traces: dict[str, int] = {}
@@ -82,18 +81,21 @@ class Program:
                 f"training.gradient_accumulation_steps: {config.gradient_accumulation_steps} does not divide "
                 f"training.batch_size {config.batch_size}"
             )
-        self.batch_sharding = batch_sharding(
-            self._rules, config.batch_size // config.gradient_accumulation_steps
-        )
+        self.batch_sharding = batch_sharding(self._rules, config.batch_size // config.gradient_accumulation_steps)
+        options = compiler_options(mesh.devices.flat[0].platform)
         self._init = jax.jit(self._new_state, out_shardings=self.state_sharding)
         self.train_step = jax.jit(
             self._train_step,
             in_shardings=(self.state_sharding, self.batch_sharding),
             out_shardings=(self.state_sharding, replicated),
             donate_argnums=0,
+            compiler_options=options,
         )
         self.eval_step = jax.jit(
-            self._eval_step, in_shardings=(placed, self.batch_sharding), out_shardings=replicated
+            self._eval_step,
+            in_shardings=(placed, self.batch_sharding),
+            out_shardings=replicated,
+            compiler_options=options,
         )
 
     def init_state(self, params: Any) -> TrainState:
@@ -179,10 +181,7 @@ class Program:
             grads, sums = gradient(state.params, batch, jnp.int32(0))
         else:
             # (B/n, n) then swap: each device keeps its own rows in every microbatch.
-            micros = {
-                k: v.reshape(v.shape[0] // count, count, *v.shape[1:]).swapaxes(0, 1)
-                for k, v in batch.items()
-            }
+            micros = {k: v.reshape(v.shape[0] // count, count, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
 
             def add(carry: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, carry, gradient(state.params, *xs)), None
@@ -224,9 +223,7 @@ def _logical_axes(state: nnx.State) -> Any:
         metadata = variable.get_metadata()
         if "logical_axes" not in metadata:
             name = ".".join(path)
-            raise ModelError(
-                f"parameter {name} has no logical_axes; create it as nnx.Param(value, logical_axes=(…))"
-            )
+            raise ModelError(f"parameter {name} has no logical_axes; create it as nnx.Param(value, logical_axes=(…))")
         node = axes
         for key in path[:-1]:
             node = node.setdefault(key, {})
