@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from apt_jax.core.config import RunArguments, parse_command_line
 from apt_jax.core.errors import AptError
+from apt_jax.core.logs import set_up_logging
 from apt_jax.core.registry import load_plugins
 
 INTERRUPTED = 130  # the shell's code for SIGINT; SIGTERM gives 143
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 when the run finished or stopped early; 2 for wrong usage or input, with one line on standard
       error; 3 when the loss diverged; 130 or 143 after SIGINT or SIGTERM, with a checkpoint.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    set_up_logging()
     try:
         return run(parse_command_line(sys.argv[1:] if argv is None else argv))
     except AptError as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from apt_jax import __version__
 from apt_jax.core.errors import AptError, unknown_name
+from apt_jax.core.logs import set_up_logging
 from apt_jax.core.registry import Registry, load_plugins
 
 # Name -> (module, one line of help). A table, because help must not import what it describes.
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     With APT_JAX_TRACEBACK=1 errors are raised instead, to see where they come from.
     """
+    set_up_logging()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except AptError as error:

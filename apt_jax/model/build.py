@@ -33,7 +33,7 @@ def build_model(
       PluginError: an unknown architecture, or a transform that failed.
       ModelError: sizes that do not fit together.
     """
-    factory = plugins.registry("architectures").resolve(config.model.architecture)
+    factory = plugins.registry("architectures").resolve(config.model.architecture, "model.architecture")
     registered = plugins.registry("attention_kernels")
     kernels = {name: registered.resolve(name) for name in registered}
     key = jax.random.key(config.training.seed if seed is None else seed)

@@ -77,15 +77,16 @@ class Registry(Mapping[str, Entry]):
     def __repr__(self) -> str:
         return f"Registry({self.kind}: {', '.join(self)})"
 
-    def resolve(self, name: str) -> Any:
-        """The factory called `name`.
+    def resolve(self, name: str, key: str = "") -> Any:
+        """The factory called `name`; `key` is the setting that asks for it, for the message.
 
         Raises:
           PluginError: no such name; the line gives the nearest, all there are, and plugins not loaded.
         """
         if name not in self._entries:
             absent = f"; plugins not loaded: {', '.join(self._absent)}" if self._absent else ""
-            raise PluginError(unknown_name(self.kind, name, self._entries) + absent)
+            where = f"{key}: " if key else ""
+            raise PluginError(where + unknown_name(self.kind, name, self._entries) + absent)
         return self._entries[name].load()
 
 

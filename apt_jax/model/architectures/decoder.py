@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from apt_jax.core.config.schema import ModelConfig
-from apt_jax.core.errors import ModelError, unknown_name
+from apt_jax.core.errors import ModelError
 from apt_jax.core.logical import constrain
 from apt_jax.model.api import AttentionKernel, AttentionMask, Cache, Controls, Hidden, make_mask
 from apt_jax.model.architectures.block import Block, LayerInputs, Traits
@@ -20,7 +20,7 @@ from apt_jax.model.layers.embedding import Embedding
 from apt_jax.model.layers.kernels import BUILTIN, select_kernel
 from apt_jax.model.layers.norm import RMSNorm
 from apt_jax.model.layers.rope import make_rope
-from apt_jax.model.layers.stack import RematPolicy, run_layers, stack_layers
+from apt_jax.model.layers.stack import RematPolicy, resolve_remat, run_layers, stack_layers
 
 
 class Decoder(nnx.Module):
@@ -62,6 +62,7 @@ class Decoder(nnx.Module):
         self.traits = traits
         self.dtype = dtype
         self.remat_policy: str | RematPolicy = config.remat_policy
+        resolve_remat(config.remat_policy)  # a misspelt name is refused now, not when a step is traced
         self.kernel_name, self.kernel_reason, kernel = _kernel(config, {**BUILTIN, **(kernels or {})}, dtype)
         std = config.initializer_range
         self.embed = Embedding(self.vocab_size, config.hidden_size, std=std, dtype=dtype, rngs=rngs)
@@ -168,14 +169,15 @@ class Decoder(nnx.Module):
 def _kernel(
     config: ModelConfig, available: Mapping[str, AttentionKernel], dtype: jnp.dtype
 ) -> tuple[str, str, AttentionKernel]:
-    """(name, reason, kernel). A caller who knows the target and the batches resolves "auto" beforehand."""
-    name, reason = config.attention_kernel, "chosen in the config"
-    if name == "auto":
-        head_dim = heads_of(config)[2]
-        platform = jax.default_backend()
-        name, reason = select_kernel(name, platform, dtype=dtype, head_dim=head_dim, packed=True)
-    if name not in available:
-        raise ModelError(f"model.attention_kernel: {unknown_name('kernel', name, [*available, 'auto'])}")
+    """(name, reason, kernel). A kernel asked for by name may still refuse packed batches when it meets one."""
+    name, reason = select_kernel(
+        config.attention_kernel,
+        jax.default_backend(),
+        dtype=dtype,
+        head_dim=heads_of(config)[2],
+        packed=config.attention_kernel == "auto",
+        available=available,
+    )
     return name, reason, available[name]
 
 

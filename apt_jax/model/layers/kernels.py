@@ -168,6 +168,6 @@ def select_kernel(
     if name not in available:
         raise ModelError(f"model.attention_kernel: {unknown_name('kernel', name, [*available, 'auto'])}")
     if name == "cudnn" and (why_not or not on_nvidia):
-        why_not = why_not or f"needs an NVIDIA GPU, not {platform}"
+        why_not = why_not if on_nvidia else f"needs an NVIDIA GPU, not {platform}"
         raise ModelError(f"model.attention_kernel: 'cudnn' {why_not}; use 'chunked' or 'auto'")
     return name, "chosen in the config"

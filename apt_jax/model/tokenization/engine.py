@@ -115,6 +115,11 @@ class TrainedTokenizer(PipelineTokenizer):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         file = tokenizer_file(folder)
+        if file.is_file() and not file.with_name(CONFIG_FILE).is_file():
+            raise DataError(
+                f"{file}: has no {CONFIG_FILE} beside it, which a tokenizer of kind '{cls.kind}' needs; "
+                "load it as kind 'hf'"
+            )
         config = read_json(file.with_name(CONFIG_FILE))
         if config.get(KIND_KEY) != cls.kind:
             raise DataError(
@@ -199,7 +204,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; a tokenizer folder holds {TOKENIZER_FILE}") from None
+        raise DataError(f"{path}: no such file; give a folder with {TOKENIZER_FILE}, or that file") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {_first_line(error)}") from None
     if not isinstance(value, dict):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from apt_jax.core.config.schema import DataConfig
-from apt_jax.core.errors import ConfigError
+from apt_jax.core.errors import ConfigError, DataError
 from apt_jax.model.tokenization.api import Tokenizer
 from apt_jax.model.tokenization.bpe import BpeTokenizer
 from apt_jax.model.tokenization.chinese import ChineseTokenizer
@@ -33,6 +34,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     config = file.with_name(CONFIG_FILE)
     kind = read_json(config).get(KIND_KEY, HFTokenizer.kind) if config.is_file() else HFTokenizer.kind
     return KINDS.get(kind, HFTokenizer).load(file)
+
+
+@contextmanager
+def naming_the_key() -> Iterator[None]:
+    """Puts `data.tokenizer_path` before what is wrong with the tokenizer it names."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"data.tokenizer_path: {error}") from error
 
 
 def dynamic_tag(config: DataConfig, documents: Documents) -> Tokenizer:
@@ -67,4 +77,5 @@ def hf(config: DataConfig, documents: Documents) -> Tokenizer:
 def _given(config: DataConfig, kind: type[PipelineTokenizer]) -> PipelineTokenizer | None:
     if config.tokenizer_path is None:
         return None
-    return kind.load(config.tokenizer_path)
+    with naming_the_key():
+        return kind.load(config.tokenizer_path)

@@ -147,9 +147,12 @@ class CheckpointManager:
             raise self._unreadable(step, error) from error
 
     def meta(self, step: int | None = None) -> Mapping[str, Any]:
-        """The metadata of a step."""
+        """The metadata of a step (default: the newest)."""
         step = self._resolve(step)
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except (ValueError, KeyError, OSError) as error:
+            raise self._unreadable(step, error) from error
 
     def steps(self) -> list[int]:
         """All finished steps, oldest first."""

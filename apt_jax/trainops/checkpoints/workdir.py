@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ class Workdir:
         """Raises CheckpointError if the folder cannot be created or written."""
         self.path = Path(path).absolute()
         self._existing: set[str] | None = None
+        self._new_parents: list[Path] = []  # folders above it that do not exist yet, innermost first
         self.begun = False
         if self.path.exists():
             if not self.path.is_dir():
@@ -103,6 +105,9 @@ class Workdir:
             return
         if self._existing is None:
             shutil.rmtree(self.path)
+            with contextlib.suppress(OSError):  # another run may have begun beside this one
+                for parent in self._new_parents:
+                    parent.rmdir()
             return
         for entry in self.path.iterdir():
             if entry.name not in self._existing:
@@ -112,6 +117,8 @@ class Workdir:
         folder = self.path
         while not folder.exists():
             folder = folder.parent
+            self._new_parents.append(folder)
+        self._new_parents = self._new_parents[:-1]  # the last one is there
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from apt_jax.core.config.schema import Config, DataConfig
-from apt_jax.core.errors import ConfigError, did_you_mean
+from apt_jax.core.errors import ConfigError, DataError, did_you_mean
 from apt_jax.model.tokenization import Tokenizer
 from apt_jax.trainops.data import vocabulary
 from apt_jax.trainops.data.api import Progress, RecordError, Source, held_out_of, texts
@@ -20,7 +20,7 @@ from apt_jax.trainops.data.sources import auto
 from apt_jax.trainops.data.sources.memory import TextList
 from apt_jax.trainops.data.split import View, split, whole
 from apt_jax.trainops.data.stats import DataStats, SourceStats
-from apt_jax.trainops.data.tokenized import NoDocumentsError, TokenStore, tokenize
+from apt_jax.trainops.data.tokenized import NoDocumentsError, TokenStore, key_of, tokenize
 
 CACHE_FOLDER = "cache"
 MIXTURE_KEYS = ("path", "source", "weight")
@@ -71,6 +71,7 @@ def build_data(
     progress: Progress | None = None,
     sources: tuple[Given, Given] = (None, None),
     tokenizer: Tokenizer | None = None,
+    began_with: str | None = None,
 ) -> DataBundle:
     """Reads, tokenises and packs the data of a run.
 
@@ -80,10 +81,13 @@ def build_data(
       progress: called with (documents done, documents in all) while a source is tokenised.
       sources: training and evaluation data given in Python, in place of the configuration's.
       tokenizer: used as it is, in place of the configuration's.
+      began_with: `DataBundle.fingerprint` of the run that is continued; compared before anything is
+        encoded or written.
 
     Raises:
       DataError: a file or record cannot be used.
-      ConfigError: the settings contradict each other, or the model's vocabulary is too small.
+      ConfigError: the settings contradict each other, the model's vocabulary is too small, or the data
+        are not those the run began with.
       PluginError: no source or tokenizer of that name is registered.
     """
     data, in_memory = _take(config.data, sources)
@@ -93,23 +97,36 @@ def build_data(
     if in_memory[1] is not None:
         eval_views = [("eval", whole(in_memory[1]))]
     elif data.eval_path:
-        _, source = _open(data.source, data.eval_path, data, plugins)
+        _, source = _open(data.source, data.eval_path, data, plugins, path_key="data.eval_path")
         eval_views = [("eval", whole(source))]
     skip = data.on_bad_record == "skip"
-    tokenizer = tokenizer or vocabulary.obtain(
-        data,
-        plugins.registry("tokenizers").resolve,
-        lambda: _training_texts([source.train for source in opened], skip),
-        default="dynamic_tag" if all(source.kind == "hlbd" for source in opened) else "bpe",
-        workdir=folder,
-    )
+    if tokenizer is None:
+        tokenizer = vocabulary.obtain(
+            data,
+            lambda name: plugins.registry("tokenizers").resolve(name, "data.tokenizer"),
+            lambda: _training_texts([source.train for source in opened], skip),
+            default="dynamic_tag" if all(source.kind == "hlbd" for source in opened) else "bpe",
+            workdir=folder,
+        )
+    elif folder is not None:
+        tokenizer = vocabulary.keep(tokenizer, folder)
     _check_vocabulary(config, tokenizer)
+
+    row_length = data.sequence_length or config.model.max_position_embeddings
+    weights = [source.weight for source in opened]
+    identity = fingerprint(
+        [data.seed, data.shuffle, data.packing, row_length, data.train_on_prompt, weights]
+        + [key_of(source.train, tokenizer, skip) for source in opened]
+    )
+    if began_with not in (None, identity):
+        raise ConfigError(
+            f"{'data' if folder is None else folder}: the training data or their order are not those this run "
+            "began with; restore them or use another --workdir"
+        )
 
     def store(view: View, label: str) -> TokenStore:
         cache = None if folder is None else folder / CACHE_FOLDER
         return tokenize(view, tokenizer, folder=cache, label=label, skip_bad=skip, progress=progress)
-
-    row_length = data.sequence_length or config.model.max_position_embeddings
 
     def part(name: str, tokens: TokenStore) -> Part:
         table = pack(
@@ -142,8 +159,6 @@ def build_data(
             prefetch=data.prefetch,
         )
 
-    weights = [source.weight for source in opened]
-    kept = (data.seed, data.shuffle, data.packing, row_length, data.train_on_prompt, weights)
     return DataBundle(
         train=batches(train, endless(train, weights, seed=data.seed, shuffle=data.shuffle)),
         eval=batches(held_out, once(held_out, seed=data.seed, shuffle=data.shuffle)) if held_out else None,
@@ -152,7 +167,7 @@ def build_data(
             train={p.name: SourceStats.of(p, w) for p, w in zip(train, weights, strict=True)},
             eval={p.name: SourceStats.of(p, 1.0) for p in held_out},
         ),
-        fingerprint=fingerprint([*kept, *(p.store.fingerprint for p in train)]),
+        fingerprint=identity,
     )
 
 
@@ -185,7 +200,8 @@ def _open_sources(
     fraction = 0.0 if data.eval_path or held_out_source is not None else data.eval_fraction
     opened = []
     for name, weight, part in _parts(data):
-        kind, source = _open(part.source, part.path, part, plugins)
+        keys = dict.fromkeys(("path_key", "source_key"), f"data.mixture: '{name}'") if data.mixture else {}
+        kind, source = _open(part.source, part.path, part, plugins, **keys)
         own = held_out_of(source) if fraction else None
         if own is not None:
             train, held_out = whole(source), whole(own)
@@ -214,9 +230,24 @@ def _parts(data: DataConfig) -> Iterator[tuple[str, float, DataConfig]]:
         yield name, weight, replace(data, path=path, source=entry.get("source", "auto"))
 
 
-def _open(kind: str, paths: tuple[str, ...], data: DataConfig, plugins: Plugins) -> tuple[str, Source]:
-    kind = auto.choose(paths) if kind == "auto" else kind
-    return kind, plugins.registry("datasets").resolve(kind)(paths, data)
+def _open(
+    kind: str,
+    paths: tuple[str, ...],
+    data: DataConfig,
+    plugins: Plugins,
+    *,
+    path_key: str = "data.path",
+    source_key: str = "data.source",
+) -> tuple[str, Source]:
+    try:
+        kind = auto.choose(paths) if kind == "auto" else kind
+        open_source = plugins.registry("datasets").resolve(kind, source_key)
+        return kind, open_source(paths, data)
+    except DataError as error:
+        if path_key == "data.path" or isinstance(error, RecordError):
+            raise
+        # Sources do not know which key their paths are from, and speak of the usual one.
+        raise DataError(str(error).replace("data.path", path_key)) from error
 
 
 def _training_texts(views: Sequence[View], skip_bad: bool) -> Iterator[str]:

@@ -77,7 +77,7 @@ def tokenize(
       RecordError: a record cannot be used, and `skip_bad` is False.
       DataError: a file cannot be read or written, or no document is left.
     """
-    key = fingerprint([FORMAT, view.fingerprint, tokenizer.fingerprint, tokenizer.vocab_size, skip_bad])
+    key = key_of(view, tokenizer, skip_bad)
     if folder is not None:
         return _tokenize_into(folder, label, key, view, tokenizer, skip_bad, progress)
     scratch = Path(tempfile.mkdtemp(prefix="apt-data-"))
@@ -88,6 +88,11 @@ def tokenize(
         raise
     weakref.finalize(store, shutil.rmtree, scratch, ignore_errors=True)
     return store
+
+
+def key_of(view: View, tokenizer: Tokenizer, skip_bad: bool) -> str:
+    """The fingerprint that `tokenize` will give its store; cheap, nothing is encoded."""
+    return fingerprint([FORMAT, view.fingerprint, tokenizer.fingerprint, tokenizer.vocab_size, skip_bad])
 
 
 def _tokenize_into(

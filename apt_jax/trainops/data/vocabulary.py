@@ -14,6 +14,7 @@ from typing import Any
 from apt_jax.core.config.schema import DataConfig
 from apt_jax.core.errors import ConfigError, DataError, PluginError
 from apt_jax.model.tokenization import Tokenizer, load_tokenizer
+from apt_jax.model.tokenization.factories import naming_the_key
 
 FOLDER = "tokenizer"
 ORIGIN_FILE = "origin.json"  # how it was made, and the class that reads it
@@ -48,7 +49,8 @@ def obtain(
         return _load(folder, settings)
     if name == "auto":
         assert config.tokenizer_path is not None
-        tokenizer = load_tokenizer(config.tokenizer_path)
+        with naming_the_key():
+            tokenizer = load_tokenizer(config.tokenizer_path)
     else:
         tokenizer = resolve(name)(config, documents)
     if folder is None:
@@ -80,6 +82,25 @@ def _save(tokenizer: Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def keep(tokenizer: Tokenizer, workdir: Path) -> Tokenizer:
+    """Keeps a tokenizer given in Python in `workdir`, and returns it as it is read back.
+
+    Raises:
+      ConfigError: another one is kept there.
+      DataError: it cannot be written, or the one kept is damaged.
+    """
+    folder = workdir / FOLDER
+    if not folder.exists():
+        _save(tokenizer, folder, dict.fromkeys(_SETTINGS) | {"tokenizer": "given in Python"})
+    kept = _load(folder, {})
+    if kept.fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"{folder}: holds another tokenizer than the one given; a run keeps its tokenizer: give that one "
+            "or use another workdir"
+        )
+    return kept
 
 
 def load_kept(workdir: Path) -> Tokenizer:

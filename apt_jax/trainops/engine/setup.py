@@ -13,7 +13,6 @@ import optax
 from flax import nnx
 
 from apt_jax.core.config import Config
-from apt_jax.core.errors import ConfigError
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.build import build_model
 from apt_jax.model.optim.groups import ParamGroups
@@ -69,7 +68,6 @@ def build_setup(
       ConfigError, ModelError, PluginError: whatever does not fit, by name.
     """
     training = config.training
-    _refuse_what_nothing_reads(config, plugins)
     dtype = resolve_dtype(config, plugins)
 
     def make_model() -> nnx.Module:
@@ -115,17 +113,3 @@ def _make_optimizer(
         gradient_transforms(config.training, groups), factory(config.training, schedule, groups)
     )
     return plugins.transform("apt_transform_optimizer", optimizer, config=config)
-
-
-def _refuse_what_nothing_reads(config: Config, plugins: Plugins) -> None:
-    """A setting without a reader would be silently ignored; it is an error instead."""
-    if config.schedules:
-        names = ", ".join(sorted(config.schedules))
-        raise ConfigError(
-            f"schedules: nothing in this run reads {names}; remove the section, or give values through a "
-            "plugin's apt_schedule_values"
-        )
-    if config.vgpu.enabled and not plugins.registry("quant_formats"):
-        raise ConfigError(
-            "vgpu.enabled: no active plugin provides Virtual Blackwell; install one or set vgpu.enabled=false"
-        )

@@ -14,11 +14,12 @@ from flax import nnx
 
 from apt_jax.core.config import Config, default_config, to_config_dict, validate
 from apt_jax.core.config.schema import ModelConfig, TrainingConfig
-from apt_jax.core.errors import ConfigError, unknown_name
+from apt_jax.core.errors import USAGE_EXIT_CODE, AptError, ConfigError, unknown_name
 from apt_jax.core.registry import Plugins, compare_records, load_plugins
 from apt_jax.trainops.checkpoints.manager import CheckpointManager
 from apt_jax.trainops.checkpoints.workdir import Workdir
 from apt_jax.trainops.data.bundle import DataBundle, build_data
+from apt_jax.trainops.engine.checks import check_config
 from apt_jax.trainops.engine.context import RunContext
 from apt_jax.trainops.engine.describe import describe_run
 from apt_jax.trainops.engine.interrupt import StopSignal
@@ -118,6 +119,7 @@ class Trainer:
           AptError: whatever is wrong, in one line; nothing is left in the workdir if no step was made.
         """
         workdir = None if self.workdir is None else Workdir(self.workdir)
+        check_config(self.config, self.plugins, own_model=self.model is not None)
         if workdir is None:
             return self._run(None, stop_at_step)
         for change in workdir.check_config(self.config, accept_config_change):
@@ -137,6 +139,7 @@ class Trainer:
             workdir=None if workdir is None else workdir.path,
             sources=self._datasets,
             tokenizer=self.tokenizer,
+            began_with=None if workdir is None else _data_fingerprint(workdir),
         )
         self.tokenizer = data.tokenizer
         setup = build_setup(config, plugins, data.tokenizer.vocab_size, self.model)
@@ -147,7 +150,7 @@ class Trainer:
         try:
             training = config.training
             early = EarlyStopping(training.early_stopping_patience, training.early_stopping_min_delta)
-            state, start, tokens = _first_state(setup, checkpoints, data, plugins, early)
+            state, start, tokens = _first_state(setup, checkpoints, plugins, early)
             run = RunContext(
                 config, None if workdir is None else workdir.path, plugins.as_records(),
                 setup.program.num_params, start,
@@ -159,6 +162,8 @@ class Trainer:
                 return self._train(setup, state, data, log, checkpoints, early, stop_at_step)
             except BaseException as error:
                 log.failed(error)
+                if workdir is not None and not log.latest and isinstance(error, AptError):
+                    workdir.begun = error.exit_code != USAGE_EXIT_CODE  # found wrong while the step was traced
                 raise
         finally:
             if checkpoints:
@@ -272,10 +277,20 @@ def _open_checkpoints(config: Config, workdir: Workdir | None) -> CheckpointMana
     )
 
 
+def _data_fingerprint(workdir: Workdir) -> str | None:
+    """Of the data the run in `workdir` began with; None if it has no checkpoint."""
+    if not workdir.checkpoints.is_dir():
+        return None
+    manager = CheckpointManager(workdir.checkpoints, read_only=True)
+    try:
+        return None if manager.latest_step() is None else manager.meta()["data_fingerprint"]
+    finally:
+        manager.close()
+
+
 def _first_state(
     setup: Setup,
     checkpoints: CheckpointManager | None,
-    data: DataBundle,
     plugins: Plugins,
     early: EarlyStopping,
 ) -> tuple[TrainState, int, float]:
@@ -284,11 +299,6 @@ def _first_state(
     if checkpoints is None or checkpoints.latest_step() is None:
         return program.init_state(setup.init_params()), 0, 0.0
     restored = checkpoints.restore(program.abstract_state())
-    if restored.meta["data_fingerprint"] != data.fingerprint:
-        raise ConfigError(
-            f"{checkpoints.save_dir.parent}: the training data or their order are not those this run began "
-            "with; restore them or use another --workdir"
-        )
     early.restore(restored.meta["early_stopping"])
     for change in compare_records(restored.meta["plugins"], plugins.as_records()):
         print(f"plugin change: {change}")

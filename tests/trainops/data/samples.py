@@ -68,7 +68,7 @@ class Registries:
         bound._tables = {"": self._tables[name]}
         return bound
 
-    def resolve(self, name: str) -> Any:
+    def resolve(self, name: str, key: str = "") -> Any:
         target = self._tables[""][name]
         if not isinstance(target, str):
             return target
