@@ -33,7 +33,6 @@ def build_model(
       PluginError: an unknown architecture, or a transform that failed.
       ModelError: sizes that do not fit together.
     """
-    factory = plugins.registry("architectures").resolve(config.model.architecture, "model.architecture")
     registered = plugins.registry("attention_kernels")
     kernels = {name: registered.resolve(name) for name in registered}
     key = jax.random.key(config.training.seed if seed is None else seed)
@@ -41,7 +40,15 @@ def build_model(
     policy = plugins.transform("apt_remat_policy", name=sizes.remat_policy)
     if policy is not None:  # a plugin's own: the architecture knows names only
         sizes = replace(sizes, remat_policy="none")
-    model = factory(sizes, vocab_size, nnx.Rngs(key), kernels=kernels, dtype=jnp.dtype(dtype))
+    model = plugins.registry("architectures").make(
+        sizes.architecture,
+        sizes,
+        vocab_size,
+        nnx.Rngs(key),
+        key="model.architecture",
+        kernels=kernels,
+        dtype=jnp.dtype(dtype),
+    )
     if policy is not None:
         model.remat_policy = policy
     return plugins.transform("apt_transform_model", model, config=config)

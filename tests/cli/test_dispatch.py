@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import time
@@ -98,7 +99,7 @@ def test_commands_of_plugins(with_hello, capsys):
     assert main(["hello", "you"]) == 7
     assert capsys.readouterr().out == "hello you\n"
     assert main(["--help"]) == 0
-    assert "hello     from plugin 'hello'" in capsys.readouterr().out
+    assert re.search(r"^  hello +from plugin 'hello'$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_traceback_on_demand(monkeypatch):

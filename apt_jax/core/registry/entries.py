@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apt_jax.core.errors import AptError, PluginError, unknown_name
-from apt_jax.core.registry.calling import cause
+from apt_jax.core.registry.calling import cause, place
 
 Target = Callable[..., Any] | str
 
@@ -88,6 +88,23 @@ class Registry(Mapping[str, Entry]):
             where = f"{key}: " if key else ""
             raise PluginError(where + unknown_name(self.kind, name, self._entries) + absent)
         return self._entries[name].load()
+
+    def make(self, name: str, /, *args: Any, key: str = "", **arguments: Any) -> Any:
+        """What the factory called `name` returns for these arguments; `key` as in `resolve`.
+
+        Raises:
+          PluginError: no such name, or the factory failed with anything but an AptError of its own.
+        """
+        factory = self.resolve(name, key)
+        try:
+            return factory(*args, **arguments)
+        except AptError:
+            raise
+        except Exception as error:
+            owner = self._entries[name].plugin
+            raise PluginError(
+                f"plugin '{owner}': {self.kind} '{name}' failed: {cause(error)}{place(error, -1)}"
+            ) from error
 
 
 def singular(registry: str) -> str:

@@ -98,7 +98,7 @@ class _Loader:
     def _check_names(self, candidates: list[Candidate]) -> None:
         names = [candidate.name for candidate in candidates]
         for name in sorted(self.enabled - set(names)):
-            raise PluginError(unknown_name("plugin", name, names))
+            raise PluginError(f"{unknown_name('plugin', name, names)}; install it, or put it into plugins.dir")
         for name in sorted(self.enabled & self.disabled):
             raise PluginError(
                 f"plugin '{name}' is both enabled and disabled; keep it in one of the two lists"
@@ -127,6 +127,9 @@ class _Loader:
         for name, count in Counter(candidate.name for candidate in chosen).items():
             if count > 1:
                 twins = [candidate for candidate in chosen if candidate.name == name]
+                if twins[0].origin == "built-in":
+                    self._stop(twins[1], f"{twins[1].where}: the plugin name '{name}' is built in; rename it")
+                    continue
                 places = " and ".join(candidate.where for candidate in twins)
                 for candidate in twins:
                     self._stop(

@@ -11,7 +11,7 @@ _INITIAL_SCALE = 2.0**15
 _GROWTH_INTERVAL = 1000  # finite steps before the scale is doubled
 _MAX_SCALE = 2.0**24
 
-_DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
+DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
 def compute_dtype(name: str, platform: str) -> jnp.dtype:
@@ -23,7 +23,7 @@ def compute_dtype(name: str, platform: str) -> jnp.dtype:
     """
     if name == "auto":
         name = "fp32" if platform == "cpu" else "bf16"
-    return jnp.dtype(_DTYPES[name])
+    return jnp.dtype(DTYPES[name])
 
 
 def initial_loss_scale(dtype: jnp.dtype) -> LossScale:

@@ -13,13 +13,14 @@ import optax
 from flax import nnx
 
 from apt_jax.core.config import Config
+from apt_jax.core.errors import PluginError
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.build import build_model
 from apt_jax.model.optim.groups import ParamGroups
 from apt_jax.model.optim.optimizers import gradient_transforms
 from apt_jax.trainops.distributed.mesh import axis_sizes, make_mesh
 from apt_jax.trainops.engine.objective import Objective
-from apt_jax.trainops.engine.precision import compute_dtype
+from apt_jax.trainops.engine.precision import DTYPES, compute_dtype
 from apt_jax.trainops.engine.program import Program
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ def resolve_dtype(config: Config, plugins: Plugins) -> jnp.dtype:
     if config.training.mixed_precision == "auto":
         opinion = plugins.transform("apt_precision_policy", config=config, platform=platform)
         if opinion is not None:
+            if opinion not in DTYPES:
+                raise PluginError(
+                    f"apt_precision_policy: a plugin answered {opinion!r}; allowed: {', '.join(DTYPES)}"
+                )
             return compute_dtype(opinion, platform)
     return compute_dtype(config.training.mixed_precision, platform)
 
@@ -76,7 +81,7 @@ def build_setup(
     abstract = nnx.eval_shape(make_model) if model is None else model
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(abstract)))
     mesh = make_mesh(axis_sizes(training.distributed, jax.device_count(), num_params))
-    schedule = plugins.registry("schedules").resolve(training.lr_schedule)(training)
+    schedule = plugins.registry("schedules").make(training.lr_schedule, training)
     program = Program(
         abstract,
         objective=Objective(
@@ -108,8 +113,7 @@ def build_setup(
 def _make_optimizer(
     config: Config, plugins: Plugins, schedule: Schedule, groups: ParamGroups
 ) -> optax.GradientTransformation:
-    factory = plugins.registry("optimizers").resolve(config.training.optimizer)
-    optimizer = optax.chain(
-        gradient_transforms(config.training, groups), factory(config.training, schedule, groups)
-    )
+    training = config.training
+    chosen = plugins.registry("optimizers").make(training.optimizer, training, schedule, groups)
+    optimizer = optax.chain(gradient_transforms(training, groups), chosen)
     return plugins.transform("apt_transform_optimizer", optimizer, config=config)
