@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.mistakes import Faults
+pytest.register_assert_rewrite("tests.faults.mistakes")
+
+from tests.faults.mistakes import Faults  # noqa: E402
 
 
 @pytest.fixture

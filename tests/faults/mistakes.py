@@ -83,8 +83,9 @@ class Faults:
         self.caplog.clear()
         code = command(argv)
         out, err = self.capsys.readouterr()
-        assert err.count("\n") == 1 and err.endswith("\n"), err
-        assert "Traceback" not in err and not out, err + out
+        assert err.count("\n") == 1 and err.endswith("\n"), f"{code}: {err or out}"
+        assert "Traceback" not in err
+        assert all(text.startswith("config change: ") for text in out.splitlines()), out
         # Under pytest warnings go to its own handler; a user would see them on standard error.
         assert [r.getMessage() for r in self.caplog.records if r.levelno >= logging.WARNING] == []
         for fragment in says:

@@ -125,7 +125,7 @@ class CheckpointManager:
                     meta=ocp.args.JsonRestore(),
                 ),
             )
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # tensorstore's errors reach us through Orbax as bare ones
             raise self._unreadable(step, error) from error
         progress = found["progress"]
         state = TrainState(
@@ -143,7 +143,7 @@ class CheckpointManager:
             return self._manager.restore(
                 step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
             )["params"]
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # tensorstore's errors reach us through Orbax as bare ones
             raise self._unreadable(step, error) from error
 
     def meta(self, step: int | None = None) -> Mapping[str, Any]:
@@ -151,7 +151,7 @@ class CheckpointManager:
         step = self._resolve(step)
         try:
             return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # tensorstore's errors reach us through Orbax as bare ones
             raise self._unreadable(step, error) from error
 
     def steps(self) -> list[int]:
@@ -201,7 +201,7 @@ class CheckpointManager:
         return step
 
     def _unreadable(self, step: int, error: Exception) -> CheckpointError:
-        cause = re.sub(r"\s+", " ", str(error))[:300]
+        cause = re.sub(r"\s+", " ", str(error)).partition(". See full")[0][:300]
         return CheckpointError(
             f"{self.path(step)}: cannot be restored: {cause}; remove this folder to continue from an older "
             "step, or use the config it was written with"

@@ -64,7 +64,8 @@ class Workdir:
         """
         file = self.path / CONFIG_FILE
         if not file.exists():
-            foreign = sorted(n for n in self._existing or () if n in ("checkpoints", "metrics.jsonl"))
+            checkpoints = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+            foreign = ["checkpoints"] * checkpoints + sorted({"metrics.jsonl"} & (self._existing or set()))
             if foreign:
                 raise CheckpointError(
                     f"workdir {self.path}: holds {', '.join(foreign)} but no {CONFIG_FILE}; use another --workdir"
@@ -74,6 +75,8 @@ class Workdir:
             written = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{file}: is not JSON ({error}); use another --workdir") from error
+        if not isinstance(written, dict):
+            raise CheckpointError(f"{file}: is not the config of a run; use another --workdir")
         changes = diff(written, to_dict(config))
         serious = [c for c in changes if not c.startswith((*_FREE_SECTIONS, *_FREE_KEYS))]
         if serious and not accept_change:

@@ -144,13 +144,13 @@ class Trainer:
         self.tokenizer = data.tokenizer
         setup = build_setup(config, plugins, data.tokenizer.vocab_size, self.model)
         env = environment()
-        if workdir is not None:
-            workdir.begin(config, env)
         checkpoints = _open_checkpoints(config, workdir)
         try:
             training = config.training
             early = EarlyStopping(training.early_stopping_patience, training.early_stopping_min_delta)
             state, start, tokens = _first_state(setup, checkpoints, plugins, early)
+            if workdir is not None:
+                workdir.begin(config, env)
             run = RunContext(
                 config, None if workdir is None else workdir.path, plugins.as_records(),
                 setup.program.num_params, start,
