@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
+from apt_jax.core.compiler import compiler_options
 from apt_jax.core.errors import ModelError
 from apt_jax.model.api import Cache
 from apt_jax.model.generation.config import GenerationConfig
@@ -58,8 +59,16 @@ class Generator:
     def __init__(self, model: Any):
         self.model = model
         self.traces: Counter[str] = Counter()
-        self._prefill = jax.jit(self._trace_prefill, static_argnames=("graphdef", "max_new"))
-        self._decode = jax.jit(self._trace_decode, static_argnames=("graphdef",), donate_argnames=("state",))
+        options = compiler_options(jax.default_backend())
+        self._prefill = jax.jit(
+            self._trace_prefill, static_argnames=("graphdef", "max_new"), compiler_options=options
+        )
+        self._decode = jax.jit(
+            self._trace_decode,
+            static_argnames=("graphdef",),
+            donate_argnames=("state",),
+            compiler_options=options,
+        )
 
     def __call__(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
         """New tokens of each prompt, without the stop token. ModelError: see `stream`."""

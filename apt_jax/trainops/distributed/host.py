@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc, malloc.h
@@ -26,18 +25,6 @@ def prepare_host() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
     libc.mallopt(_M_ARENA_MAX, 1)
-
-
-def compiler_options(platform: str) -> dict[str, str]:
-    """XLA options a compiled step needs on `platform`; for `jax.jit(..., compiler_options=...)`.
-
-    jaxlib 0.10 hands matmuls *together with their neighbours* to YNNPACK on CPU, and some of these fusions
-    compute wrong numbers without a sign (a test shows one: an attention gradient off by half its size).
-    Single matmuls are sound, and nearly as fast.
-    """
-    if platform == "cpu" and version("jaxlib").startswith("0.10."):
-        return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-    return {}
 
 
 def enable_compilation_cache() -> None:

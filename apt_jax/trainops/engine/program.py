@@ -11,12 +11,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from apt_jax.core.compiler import compiler_options
 from apt_jax.core.config.schema import TrainingConfig
 from apt_jax.core.errors import ConfigError, ModelError
 from apt_jax.core.logical import use_rules
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.optim.groups import ParamGroups, param_groups
-from apt_jax.trainops.distributed.host import compiler_options
 from apt_jax.trainops.distributed.rules import batch_sharding, make_rules, param_shardings, state_shardings
 from apt_jax.trainops.engine.objective import Batch, Objective
 from apt_jax.trainops.engine.precision import all_finite, initial_loss_scale, next_loss_scale

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apt_jax.trainops.distributed.host import compiler_options
+from apt_jax.core.compiler import compiler_options
 
 B, N, T, H = 2, 2, 256, 32
 
