@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from apt_jax.core.errors import USAGE_EXIT_CODE, AptError, DataError
+from apt_jax.cli.arguments import UsageError
+from apt_jax.core.errors import DataError
 
 if TYPE_CHECKING:
     from apt_jax.trainops.eval.hlbd import Report
@@ -18,25 +18,20 @@ REPORT_FILE = "hlbd_verification.json"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument in one line."""
+    """Raises UsageError instead of printing a usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_EXIT_CODE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str]) -> int:
     """Generate, check and verify HLBD data.
 
-    Returns 0 when all is well, 1 when a check or the verification fails, 2 for wrong usage or input.
+    Returns 0 when all is well, 1 when a check or the verification fails; raises AptError for wrong usage or
+    input.
     """
-    try:
-        arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
-    except SystemExit as stop:  # argparse: --help, or a wrong argument already reported
-        return stop.code if isinstance(stop.code, int) else USAGE_EXIT_CODE
-    except AptError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    arguments = _parser().parse_args(argv)
+    return arguments.run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,12 +40,8 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="write a training file and a held-out file")
     generate.add_argument("--variant", choices=("hardcore", "full"), default="hardcore")
-    generate.add_argument(
-        "--samples", type=_natural, default=5000, metavar="N", help="training samples (5000)"
-    )
-    generate.add_argument(
-        "--heldout", type=_natural, metavar="N", help="held-out samples (a tenth of --samples)"
-    )
+    generate.add_argument("--samples", type=_natural, default=5000, metavar="N", help="training samples (5000)")
+    generate.add_argument("--heldout", type=_natural, metavar="N", help="held-out samples (a tenth of --samples)")
     generate.add_argument("--seed", type=_natural, default=0, metavar="S", help="same seed, same data (0)")
     generate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     generate.set_defaults(run=_generate)
@@ -66,14 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="have a trained model answer greedily and score its answers")
     verify.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="of the training run")
     verify.add_argument("--dataset", type=Path, metavar="FILE", help="questions (those of the run)")
-    verify.add_argument(
-        "--sample", type=_natural, default=50, metavar="N", help="questions per module (50; 0: all)"
-    )
+    verify.add_argument("--sample", type=_natural, default=50, metavar="N", help="questions per module (50; 0: all)")
     verify.add_argument("--seed", type=_natural, default=0, metavar="S", help="draws the questions (0)")
     verify.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="asked at a time (64)")
-    verify.add_argument(
-        "--failures", type=_natural, default=3, metavar="N", help="wrong answers shown a module (3)"
-    )
+    verify.add_argument("--failures", type=_natural, default=3, metavar="N", help="wrong answers shown a module (3)")
     verify.add_argument("--json", type=Path, metavar="PATH", help=f"the report (DIR/{REPORT_FILE})")
     verify.add_argument(
         "--min-accuracy",
@@ -91,9 +78,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from apt_jax.trainops.data.hlbd import generate, write
 
     train, heldout = generate(arguments.variant, arguments.samples, arguments.heldout, arguments.seed)
-    for path, dataset in zip(
-        write(arguments.out, arguments.variant, train, heldout), (train, heldout), strict=False
-    ):
+    for path, dataset in zip(write(arguments.out, arguments.variant, train, heldout), (train, heldout), strict=False):
         print(f"{path}: {len(dataset)} samples")
     return 0
 
@@ -142,13 +127,9 @@ def _write(path: Path, report: Report, arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
     }
     try:
-        path.write_text(
-            json.dumps(origin | report.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+        path.write_text(json.dumps(origin | report.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another --json"
-        ) from error
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another --json") from error
 
 
 def _natural(text: str) -> int:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from apt_jax.cli import main as apt_jax
 from apt_jax.cli.hlbd import main
 from apt_jax.core.config.schema import Config, DataConfig
 from apt_jax.trainops.data.hlbd import generate, read
@@ -61,7 +62,7 @@ def test_check_lists_faults_and_fails(tmp_path, capsys):
 )
 def test_mistakes_are_one_line_with_code_2_and_nothing_is_written(argv, line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(argv) == 2
+    assert apt_jax(["hlbd", *argv]) == 2
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
@@ -69,7 +70,9 @@ def test_mistakes_are_one_line_with_code_2_and_nothing_is_written(argv, line, tm
 
 
 def test_help(capsys):
-    assert main(["--help"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert not stop.value.code
     assert "verify" in capsys.readouterr().out
 
 
@@ -131,5 +134,5 @@ def test_verify_with_a_file_and_a_report_elsewhere(workdir, tmp_path):
 
 
 def test_a_report_that_cannot_be_written_is_one_line(workdir, capsys):
-    assert main(["verify", f"--workdir={workdir}", f"--json={workdir}/none/report.json"]) == 2
+    assert apt_jax(["hlbd", "verify", f"--workdir={workdir}", f"--json={workdir}/none/report.json"]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from apt_jax.core.errors import CheckpointError
 from apt_jax.core.registry import Plugins, load_plugins
 from apt_jax.model.build import build_model
 from apt_jax.trainops.checkpoints.manager import CheckpointManager
-from apt_jax.trainops.checkpoints.workdir import CONFIG_FILE
+from apt_jax.trainops.checkpoints.workdir import CONFIG_FILE, read_config
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,9 @@ def load_model(
     file = folder / CONFIG_FILE
     if not file.exists():
         raise CheckpointError(f"{folder}: holds no run ({CONFIG_FILE} is missing); give a --workdir of training")
-    config = validate(json.loads(file.read_text(encoding="utf-8")), source=str(file))
+    config = validate(read_config(file), source=str(file))
     chosen = config.plugins
-    plugins = plugins or load_plugins(
-        enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir
-    )
+    plugins = plugins or load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
     tokenizer = load_kept(folder)
     manager = CheckpointManager(folder / "checkpoints", read_only=True)
     try:

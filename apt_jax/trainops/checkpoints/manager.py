@@ -82,9 +82,7 @@ class CheckpointManager:
         """Whether a regular checkpoint belongs after `step` finished steps."""
         return self.save_interval > 0 and step % self.save_interval == 0
 
-    def save(
-        self, step: int, state: TrainState, meta: Mapping[str, Any], eval_loss: float | None = None
-    ) -> None:
+    def save(self, step: int, state: TrainState, meta: Mapping[str, Any], eval_loss: float | None = None) -> None:
         """Saves one step (a no-op if that step exists); returns as soon as the arrays are copied.
 
         Args:

@@ -31,6 +31,17 @@ _FREE_KEYS = (
 )
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """What a run wrote as its config, unchecked. CheckpointError: it cannot be that."""
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: is not JSON ({error}); restore it, or use another --workdir") from error
+    if not isinstance(written, dict):
+        raise CheckpointError(f"{file}: is not the config of a run; restore it, or use another --workdir")
+    return written
+
+
 class Workdir:
     """A run's folder.
 
@@ -71,13 +82,7 @@ class Workdir:
                     f"workdir {self.path}: holds {', '.join(foreign)} but no {CONFIG_FILE}; use another --workdir"
                 )
             return []
-        try:
-            written = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{file}: is not JSON ({error}); use another --workdir") from error
-        if not isinstance(written, dict):
-            raise CheckpointError(f"{file}: is not the config of a run; use another --workdir")
-        changes = diff(written, to_dict(config))
+        changes = diff(read_config(file), to_dict(config))
         serious = [c for c in changes if not c.startswith((*_FREE_SECTIONS, *_FREE_KEYS))]
         if serious and not accept_change:
             raise CheckpointError(

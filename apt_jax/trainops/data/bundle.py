@@ -187,9 +187,7 @@ def _take(data: DataConfig, given: tuple[Given, Given]) -> tuple[DataConfig, tup
     return replace(data, **changes), (in_memory[0], in_memory[1])
 
 
-def _open_sources(
-    data: DataConfig, plugins: Plugins, in_memory: tuple[Source | None, Source | None]
-) -> list[_Named]:
+def _open_sources(data: DataConfig, plugins: Plugins, in_memory: tuple[Source | None, Source | None]) -> list[_Named]:
     source, held_out_source = in_memory
     if source is not None:
         fraction = 0.0 if held_out_source is not None or data.eval_path else data.eval_fraction

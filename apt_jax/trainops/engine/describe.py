@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from apt_jax.trainops.data.bundle import DataBundle
 
 
-def describe_run(
-    config: Config, setup: Setup, data: DataBundle, plugins: Plugins, run: RunContext
-) -> RunHeader:
+def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugins, run: RunContext) -> RunHeader:
     """Collects the facts shown before the first step."""
     training, model, mesh = config.training, config.model, setup.program.mesh
     vocabulary = model.vocab_size or data.tokenizer.vocab_size

@@ -51,16 +51,12 @@ def resolve_dtype(config: Config, plugins: Plugins) -> jnp.dtype:
         opinion = plugins.transform("apt_precision_policy", config=config, platform=platform)
         if opinion is not None:
             if opinion not in DTYPES:
-                raise PluginError(
-                    f"apt_precision_policy: a plugin answered {opinion!r}; allowed: {', '.join(DTYPES)}"
-                )
+                raise PluginError(f"apt_precision_policy: a plugin answered {opinion!r}; allowed: {', '.join(DTYPES)}")
             return compute_dtype(opinion, platform)
     return compute_dtype(config.training.mixed_precision, platform)
 
 
-def build_setup(
-    config: Config, plugins: Plugins, vocab_size: int, model: nnx.Module | None = None
-) -> Setup:
+def build_setup(config: Config, plugins: Plugins, vocab_size: int, model: nnx.Module | None = None) -> Setup:
     """Builds model, objective, optimizer, mesh and program.
 
     Args:
@@ -101,9 +97,7 @@ def build_setup(
     def init_params() -> Any:
         if model is not None:
             return nnx.to_pure_dict(nnx.state(model))
-        build = jax.jit(
-            lambda: nnx.to_pure_dict(nnx.state(make_model())), out_shardings=program.state_sharding.params
-        )
+        build = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model())), out_shardings=program.state_sharding.params)
         return build()
 
     kernel = getattr(abstract, "kernel_name", "own"), getattr(abstract, "kernel_reason", "the model's choice")

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from apt_jax.trainops.data.api import Source
 
 
-
 class Trainer:
     """Trains a language model; every way of starting a run ends here.
 
@@ -96,14 +95,10 @@ class Trainer:
         """The active plugins; loaded at first use."""
         if self._plugins is None:
             chosen = self.config.plugins
-            self._plugins = load_plugins(
-                enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir
-            )
+            self._plugins = load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
         return self._plugins
 
-    def train(
-        self, *, stop_at_step: int | None = None, accept_config_change: bool = False
-    ) -> Mapping[str, Any]:
+    def train(self, *, stop_at_step: int | None = None, accept_config_change: bool = False) -> Mapping[str, Any]:
         """Trains to `training.max_steps`, continuing the workdir's run if there is one.
 
         Ctrl-C or SIGTERM ends at the next step boundary with a checkpoint.
@@ -206,9 +201,7 @@ class Trainer:
             steps_per_epoch=data.train.rows_per_epoch / training.batch_size,
             eval_interval=training.eval_interval,
         )
-        batches = data.train.iterate(
-            start, stop, process_index=jax.process_index(), process_count=jax.process_count()
-        )
+        batches = data.train.iterate(start, stop, process_index=jax.process_index(), process_count=jax.process_count())
         with batches, StopSignal() as signal, jax.transfer_guard("disallow"):
             result = run_loop(
                 program, state, batches, plan, log,
@@ -242,9 +235,7 @@ class Trainer:
         }
 
 
-def _merge(
-    config: Config | ml_collections.ConfigDict | None, model: object, training: Mapping[str, Any]
-) -> Config:
+def _merge(config: Config | ml_collections.ConfigDict | None, model: object, training: Mapping[str, Any]) -> Config:
     """The config with the model's own section and the keyword arguments in place."""
     if config is None:
         config = default_config()
