@@ -35,10 +35,10 @@ def draw_samples(model: Any, data: DataBundle, config: TrainingConfig) -> list[d
 
 
 def _from_data(data: DataBundle) -> list[Sequence[int]]:
-    """The questions, or openings, of the first held-out documents (of training ones if none are held out)."""
+    """The questions, or openings, of some held-out documents (of training ones if none are held out)."""
     store = (data.eval or data.train).parts[0].store
     prompts = []
-    for i in range(min(_PROMPTS, len(store))):
+    for i in range(0, len(store), -(-len(store) // _PROMPTS)):  # spread, as neighbours are often of a kind
         start, stop = int(store.offsets[i]), int(store.offsets[i + 1])
         length = int(store.prompts[i]) or min(_OPENING, stop - start - 1)
         prompts.append(store.tokens[start : start + length].tolist())

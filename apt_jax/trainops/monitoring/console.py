@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import sys
 import time
@@ -48,12 +49,12 @@ class Eta:
         self._first: tuple[int, float] | None = None
 
     def seconds(self, step: int, metrics: Mapping[str, float]) -> float:
-        """Estimated seconds until the last step; evaluations and checkpoints count as they came."""
+        """Estimated seconds until the last step, NaN while unknown; evaluations and saves count as they came."""
         now = self._clock()
         if self._first is None:
             self._first = (step, now)
         done = step - self._first[0]
-        pace = (now - self._first[1]) / done if done > 0 else metrics.get("step_seconds", 0.0)
+        pace = (now - self._first[1]) / done if done > 0 else metrics.get("step_seconds", math.nan)
         return max(self._max_steps - step, 0) * pace
 
 
@@ -138,7 +139,9 @@ def eval_fields(metrics: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0:08:21`, or `3 days, 4:05:06`."""
+    """`0:08:21`, or `3 days, 4:05:06`; `unknown` for NaN."""
+    if math.isnan(seconds):
+        return "unknown"
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
