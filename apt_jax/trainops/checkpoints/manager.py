@@ -169,6 +169,14 @@ class CheckpointManager:
         """The folder of a step."""
         return self.save_dir / str(step)
 
+    def discard_from(self, first: int) -> list[int]:
+        """Removes the steps from `first` on; returns them."""
+        self.wait()
+        removed = [step for step in self.steps() if step >= first]
+        for step in removed:
+            self._manager.delete(step)
+        return removed
+
     def wait(self) -> None:
         """Blocks until every save is on disk."""
         self._manager.wait_until_finished()

@@ -22,9 +22,16 @@ from apt_jax.trainops.engine.state import TrainState
 
 
 class Divergence(AptError):
-    """The loss stopped being a number."""
+    """The loss of `step` is not a number, so the weights after the step before are of no use."""
 
     exit_code = 3
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(
+            f"step {step}: the loss is {loss}; earlier checkpoints are kept: continue with a lower "
+            "training.learning_rate or mixed_precision=fp32, and if that diverges too, remove the newest of them"
+        )
+        self.step = step
 
 
 class Watcher(Protocol):
@@ -211,10 +218,7 @@ class _Lag:
         self._began = ready
         values["data_wait_seconds"] = waited
         if not math.isfinite(values["loss"]):
-            raise Divergence(
-                f"step {step}: the loss is {values['loss']}; the last checkpoint is untouched: continue from it "
-                "with a lower training.learning_rate, or train with mixed_precision=fp32"
-            )
+            raise Divergence(step, values["loss"])
         self.latest = values
         self._watcher.step(step, values)
         self._result.host_seconds += waited + time.perf_counter() - ready

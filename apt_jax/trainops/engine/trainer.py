@@ -23,7 +23,7 @@ from apt_jax.trainops.engine.checks import check_config
 from apt_jax.trainops.engine.context import RunContext
 from apt_jax.trainops.engine.describe import describe_run
 from apt_jax.trainops.engine.interrupt import StopSignal
-from apt_jax.trainops.engine.loop import EarlyStopping, LoopPlan, LoopResult, run_loop
+from apt_jax.trainops.engine.loop import Divergence, EarlyStopping, LoopPlan, LoopResult, run_loop
 from apt_jax.trainops.engine.runlog import RunLog
 from apt_jax.trainops.engine.samples import draw_samples
 from apt_jax.trainops.engine.setup import Setup, build_setup
@@ -156,6 +156,9 @@ class Trainer:
             try:
                 return self._train(setup, state, data, log, checkpoints, early, stop_at_step)
             except BaseException as error:
+                if checkpoints and isinstance(error, Divergence):
+                    # What this process wrote with the weights that gave the loss would diverge again at once.
+                    checkpoints.discard_from(max(start + 1, error.step - 1))
                 log.failed(error)
                 if workdir is not None and not log.latest and isinstance(error, AptError):
                     workdir.begun = error.exit_code != USAGE_EXIT_CODE  # found wrong while the step was traced
@@ -243,7 +246,8 @@ def _merge(config: Config | ml_collections.ConfigDict | None, model: object, tra
     if isinstance(model, ModelConfig):
         merged = replace(merged, model=model)
     elif isinstance(model, nnx.Module):
-        merged = replace(merged, model=getattr(model, "config", merged.model))
+        own = getattr(model, "config", merged.model)
+        merged = replace(merged, model=replace(own, vocab_size=getattr(model, "vocab_size", own.vocab_size)))
     fields = TrainingConfig.__dataclass_fields__
     for key in training:
         if key not in fields:
