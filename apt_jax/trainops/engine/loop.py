@@ -81,12 +81,18 @@ class EarlyStopping:
     best: float = math.inf
     since: int = 0
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return bool(self.patience) and self.since >= self.patience
+
     def should_stop(self, loss: float) -> bool:
+        """Counts an evaluation; returns whether patience has run out."""
         if loss < self.best - self.min_delta:
             self.best, self.since = loss, 0
         else:
             self.since += 1
-        return bool(self.patience) and self.since >= self.patience
+        return self.exhausted
 
     def as_dict(self) -> dict[str, float | None]:
         return {"best": self.best if math.isfinite(self.best) else None, "since": self.since}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,15 @@ class RunLog:
                 draw_report(report, self.run.workdir, self.note)
         else:
             report = {"status": status, "final": dict(final), "traces": traces, "timing": dict(timing)}
+        self._plugins.observe("apt_train_end", run=self.run, report=report)
+        self.close()
+        return report
+
+    def leave(self, status: str) -> dict[str, Any]:
+        """Closes a process that had no step to make; the report stays as the one before left it."""
+        report: dict[str, Any] = {"status": status, "final": {}, "traces": 0, "timing": {}}
+        if self.report and self.report.path.exists():
+            report = json.loads(self.report.path.read_text(encoding="utf-8"))
         self._plugins.observe("apt_train_end", run=self.run, report=report)
         self.close()
         return report

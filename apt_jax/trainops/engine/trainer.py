@@ -182,8 +182,10 @@ class Trainer:
         last = training.max_steps
         log.begin(describe_run(config, setup, data, self.plugins, log.run))
         stop = min(last, last if stop_at_step is None else stop_at_step)
-        if start >= stop:
-            log.note(f"nothing to do: {start} of {last} steps are done")
+        if start >= stop or early.exhausted:
+            log.note(f"nothing to do: {start} of {last} steps are done{', early stopping' * early.exhausted}")
+            self.model = program.model(state.params)
+            return log.leave("finished" if start >= last else "stopped")
         if start == 0:
             log.samples("before", 0, draw_samples(program.model(state.params), data, training))
 

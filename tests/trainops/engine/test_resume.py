@@ -68,10 +68,11 @@ def test_stop_and_continue_equals_straight_through_bitwise(tmp_path, optimizer, 
 def test_finished_run_does_nothing_more(tmp_path):
     config = make_config(write_data(tmp_path))
     Trainer.from_config(config, workdir=tmp_path / "run").train()
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    files = [tmp_path / "run" / name for name in ("metrics.jsonl", "experiment_report.json")]
+    before = [file.read_bytes() for file in files]
     report = Trainer.from_config(config, workdir=tmp_path / "run").train()
-    assert report["status"] == "finished"
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert report["status"] == "finished" and report["final"]["eval_loss"] > 0
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_early_stopping_counts_across_a_restart(tmp_path):
@@ -88,6 +89,8 @@ def test_early_stopping_counts_across_a_restart(tmp_path):
     halves = Trainer.from_config(config, workdir=tmp_path / "b").train()
     assert straight["status"] == halves["status"] == "early_stopping"
     assert straight["steps"]["done"] == halves["steps"]["done"] == 8
+    again = Trainer.from_config(config, workdir=tmp_path / "b").train()
+    assert again["status"] == "early_stopping" and again["steps"]["done"] == 8
 
 
 def test_other_config_is_refused_with_the_difference(tmp_path):
