@@ -58,7 +58,7 @@ class RunHeader:
             ("kernels", "; ".join(f"{k}: {v}" for k, v in self.kernels.items())),
             ("precision", self.precision),
             ("batch", self.batch),
-            ("data", ", ".join(f"{k} {v}" for k, v in self.data.items())),
+            ("data", ", ".join(f"{k} {v}".strip() for k, v in self.data.items())),
             ("determinism", self.determinism),
         ]
         return [(label, text) for label, text in rows if text]
