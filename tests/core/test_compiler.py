@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apt_jax.core.compiler import compiler_options
+from apt_jax.model.optim.norm import global_norm
 
 B, N, T, H = 2, 2, 256, 32
 
@@ -35,3 +36,15 @@ def test_compiled_attention_gradient_is_right() -> None:
 
 def test_other_platforms_get_no_option() -> None:
     assert compiler_options("tpu") == {} and compiler_options("gpu") == {}
+
+
+def test_sums_of_rows_and_norms_stay_exact() -> None:
+    plain = compiler_options("cpu", largest_array=2**22)
+    assert "xla_disable_hlo_passes" in plain
+    assert "xla_disable_hlo_passes" not in compiler_options("cpu", largest_array=2**22 + 1)
+    x = np.random.default_rng(0).random((64, 2**16), dtype=np.float32)
+    exact = x.astype(np.float64)
+    row_sums = jax.jit(lambda x: jnp.sum(x, axis=-1), compiler_options=plain)(x)
+    np.testing.assert_allclose(row_sums, exact.sum(-1), rtol=1e-5)
+    norm = jax.jit(global_norm, compiler_options=plain)({"a": x, "b": x[0]})
+    np.testing.assert_allclose(norm, np.sqrt((exact**2).sum() + (exact[0] ** 2).sum()), rtol=1e-5)

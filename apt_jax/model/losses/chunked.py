@@ -127,8 +127,10 @@ def _forward(
         x_BTD, targets_BT, weights_BT = xs
         chunk_sums, dlogits_BTV = _chunk(x_BTD, targets_BT, weights_BT, w_DV, options)
         dx_BTD = jnp.einsum("BTV,DV->BTD", dlogits_BTV, w_DV, preferred_element_type=jnp.float32)
-        x_PRD, dlogits_PRV = x_BTD.reshape(shards, -1, width), dlogits_BTV.reshape(shards, -1, vocab)
-        dw_PDV += jnp.einsum("PRD,PRV->PDV", x_PRD, dlogits_PRV, preferred_element_type=jnp.float32)
+        # Rows R and tokens T stay two axes: contracted as one, XLA:CPU would not use its bf16 matmul.
+        rows = (shards, batch // shards, -1)
+        x_PRTD, dlogits_PRTV = x_BTD.reshape(*rows, width), dlogits_BTV.reshape(*rows, vocab)
+        dw_PDV += jnp.einsum("PRTD,PRTV->PDV", x_PRTD, dlogits_PRTV, preferred_element_type=jnp.float32)
         sums = jax.tree.map(jnp.add, sums, chunk_sums)
         return (sums, constrain(dw_PDV, dw_axes)), dx_BTD.astype(_gradient_dtype(x_BTD.dtype))
 

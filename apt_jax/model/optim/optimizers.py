@@ -9,6 +9,7 @@ from apt_jax.core.config.schema import TrainingConfig
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.optim.dbc_dac import dbc_dac
 from apt_jax.model.optim.groups import ParamGroups
+from apt_jax.model.optim.norm import clip_by_global_norm
 
 
 def adamw(config: TrainingConfig, schedule: Schedule, groups: ParamGroups) -> optax.GradientTransformation:
@@ -66,5 +67,5 @@ def gradient_transforms(config: TrainingConfig, groups: ParamGroups) -> optax.Gr
             )
         )
     if config.gradient_clipping is not None:
-        steps.append(optax.clip_by_global_norm(config.gradient_clipping))
+        steps.append(clip_by_global_norm(config.gradient_clipping))
     return optax.chain(*steps) if steps else optax.identity()

@@ -17,6 +17,7 @@ from apt_jax.core.errors import ConfigError, ModelError
 from apt_jax.core.logical import use_rules
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.optim.groups import ParamGroups, param_groups
+from apt_jax.model.optim.norm import global_norm
 from apt_jax.trainops.distributed.rules import batch_sharding, make_rules, param_shardings, state_shardings
 from apt_jax.trainops.engine.objective import Batch, Objective
 from apt_jax.trainops.engine.precision import all_finite, initial_loss_scale, next_loss_scale
@@ -82,7 +83,8 @@ class Program:
                 f"training.batch_size {config.batch_size}"
             )
         self.batch_sharding = batch_sharding(self._rules, config.batch_size // config.gradient_accumulation_steps)
-        options = compiler_options(mesh.devices.flat[0].platform)
+        largest = max((x.size for x in jax.tree.leaves(self.abstract_params)), default=0)
+        options = compiler_options(mesh.devices.flat[0].platform, largest_array=largest)
         self._init = jax.jit(self._new_state, out_shardings=self.state_sharding)
         self.train_step = jax.jit(
             self._train_step,
@@ -143,7 +145,7 @@ class Program:
             params = optax.apply_updates(state.params, updates)
             metrics = {
                 **_means(sums),
-                "grad_norm": optax.tree_utils.tree_norm(grads),
+                "grad_norm": global_norm(grads),
                 "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
                 "learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
                 **controls,
