@@ -24,7 +24,8 @@ class Task:
     Attributes:
       precision: "fp32", or "bf16": fp32 parameters and optimizer, bf16 matmuls (in torch: autocast).
       weights: Hugging Face folder with the initial weights; our side can make it from `seed`.
-      scan: our side: one compiled layer body for all layers, else one per layer.
+      scan: our side: one compiled layer body for all layers (`model.scan_layers`), else one per layer, which
+        is quicker on a CPU and takes longer to compile.
     """
 
     precision: str
@@ -40,7 +41,7 @@ class Task:
     learning_rate: float = 3e-4
     seed: int = 0
     batches: int = 4
-    scan: bool = True
+    scan: bool = False
 
 
 def batch_tokens(task: Task) -> Any:

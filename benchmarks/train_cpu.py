@@ -1,6 +1,6 @@
 """Training on a CPU: our compiled step beside transformers' Llama in eager torch.
 
-    python -m benchmarks.train_cpu [--rounds 15] [--steps 1] [--precision fp32 bf16] [--unroll]
+    python -m benchmarks.train_cpu [--rounds 15] [--steps 1] [--precision fp32 bf16] [--scan]
 
 A Llama of width 256 with 6 layers, 8192 tokens of vocabulary, 16 rows of 256 tokens a step, AdamW. Prints
 tokens per second, peak memory, their ratios, and how much of a whole run Python takes. How it measures is
@@ -144,14 +144,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds through all contenders; at least 2")
     parser.add_argument("--steps", type=int, default=1, help="steps of each contender per round")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    parser.add_argument("--unroll", action="store_true", help="our side: a compiled body per layer")
+    parser.add_argument("--scan", action="store_true", help="our side: one compiled body for all layers")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
 
     with tempfile.TemporaryDirectory() as folder:
         tasks = [
-            Task(precision, str(Path(folder) / "weights"), cores(), scan=not arguments.unroll)
+            Task(precision, str(Path(folder) / "weights"), cores(), scan=arguments.scan)
             for precision in arguments.precision
         ]
         subprocess.run(command("weights", tasks[0]), check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
