@@ -14,8 +14,8 @@ def prepare_host() -> None:
     """Keeps freed memory in the process.
 
     XLA:CPU allocates its temporaries anew each step. glibc would map and unmap blocks of that size, and
-    every page would fault in again: 1.6 times the step time of a small model on two cores. Other C
-    libraries are left alone.
+    every page would fault in again: up to 1.7 times the step time, by the size of the temporaries. Other
+    C libraries are left alone.
     """
     if sys.platform != "linux":
         return
