@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       0 when the run finished or stopped early; 2 for wrong usage or input, with one line on standard
-      error; 3 when the loss diverged; 130 or 143 after SIGINT or SIGTERM, with a checkpoint.
+      error; 3 when the loss diverged; 4 when another process of the job was lost or failed; 130 or 143
+      after SIGINT or SIGTERM, with a checkpoint.
     """
     set_up_logging()
     try:
@@ -30,21 +31,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: RunArguments) -> int:
     """As `main`, for parsed arguments; errors are raised."""
-    for note in arguments.notes:
-        print(f"{arguments.source}: {note}")
-    chosen = arguments.validated.plugins
-    plugins = load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
-
     from apt_jax.trainops.distributed.host import enable_compilation_cache, prepare_host
 
     prepare_host()  # before jax allocates anything
-    enable_compilation_cache()
-    from apt_jax.trainops.engine.trainer import Trainer
+    from apt_jax.trainops.distributed.processes import setup_distributed
+    from apt_jax.trainops.distributed.watch import ending_together
 
-    trainer = Trainer.from_config(arguments.validated, workdir=arguments.workdir, plugins=plugins)
-    report = trainer.train(
-        stop_at_step=arguments.stop_at_step, accept_config_change=arguments.accept_config_change
-    )
+    processes = setup_distributed()
+    with ending_together():
+        if processes.index == 0:
+            for note in arguments.notes:
+                print(f"{arguments.source}: {note}")
+            if processes.count > 1:
+                print(f"processes: {processes}", flush=True)
+        chosen = arguments.validated.plugins
+        plugins = load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
+        enable_compilation_cache()
+        from apt_jax.trainops.engine.trainer import Trainer
+
+        trainer = Trainer.from_config(arguments.validated, workdir=arguments.workdir, plugins=plugins)
+        report = trainer.train(
+            stop_at_step=arguments.stop_at_step, accept_config_change=arguments.accept_config_change
+        )
     return {"SIGINT": INTERRUPTED, "SIGTERM": 143}.get(str(report["status"]), 0)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -24,10 +25,18 @@ LogicalAxes = Sequence[str | None]
 
 @dataclass(frozen=True)
 class AxisRules:
-    """A mesh and, per logical axis name, the mesh axes it is sharded over."""
+    """A mesh and, per logical axis name, the mesh axes it is sharded over.
+
+    Attributes:
+      mesh: the six-axis mesh.
+      rules: mesh axes by logical name.
+      attend: `attend(kernel, q_BTNH, k_BSKH, v_BSKH, mask, *, scale) -> o_BTNH`, how an attention kernel runs
+        on this mesh; None: as it is. Set where the sequence is cut over devices.
+    """
 
     mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
+    attend: Callable[..., jax.Array] | None = None
 
     def spec(
         self, axes: LogicalAxes, shape: Sequence[int] | None = None, what: str = "array"
@@ -63,6 +72,10 @@ class AxisRules:
             parts.pop()
         return PartitionSpec(*parts)
 
+    def ways(self, axis: str) -> int:
+        """Pieces that logical axis `axis` is cut into where nothing else competes for its mesh axes."""
+        return math.prod(self.mesh.shape[a] for a in self.rules.get(axis, ()))
+
     def sharding(
         self, axes: LogicalAxes, shape: Sequence[int] | None = None, what: str = "array"
     ) -> NamedSharding:
@@ -83,18 +96,79 @@ def use_rules(rules: AxisRules | None) -> Iterator[None]:
         _rules.reset(token)
 
 
+def rules_in_force() -> AxisRules | None:
+    """The rules of the step being traced; None outside of one."""
+    return _rules.get()
+
+
+def auto_mesh(mesh: Mesh) -> Any:
+    """`mesh` as the code being traced sees it: inside a `shard_map`, the axes it took are manual."""
+    abstract = jax.sharding.get_abstract_mesh()
+    return mesh if abstract.empty else abstract
+
+
+def _auto_only(spec: PartitionSpec, mesh: Any) -> PartitionSpec:
+    """Drops the axes that an enclosing `shard_map` has already taken, and `pipe`, which cuts no activation."""
+    taken = {*getattr(mesh, "manual_axes", ()), "pipe"}
+
+    def free(part: Any) -> Any:
+        names = () if part is None else (part,) if isinstance(part, str) else part
+        return tuple(name for name in names if name not in taken) or None
+
+    return PartitionSpec(*map(free, spec))
+
+
 def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     """Pins the sharding of activation `x` by its logical axes; the identity without rules or on one device."""
     rules = _rules.get()
     if rules is None or rules.mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, rules.sharding(axes, x.shape, "activation"))
+    mesh = auto_mesh(rules.mesh)
+    spec = _auto_only(rules.spec(axes, x.shape, "activation"), mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def mesh_axes(rules: AxisRules, axes: LogicalAxes) -> tuple[tuple[str, ...], ...]:
+    """Mesh axes larger than 1 that cut each dimension of an array on the mesh as it is seen here."""
+    spec = _auto_only(rules.spec(axes), auto_mesh(rules.mesh))
+    parts = [*spec, *[None] * (len(axes) - len(spec))]
+    return tuple(() if part is None else (part,) if isinstance(part, str) else tuple(part) for part in parts)
+
+
+def per_device(
+    f: Callable[..., Any], rules: AxisRules, in_axes: Sequence[LogicalAxes], out_axes: Any
+) -> Callable[..., Any]:
+    """`f` on each device's own shards: a `shard_map` over every mesh axis that is not manual yet.
+
+    Works at top level and inside another `shard_map`. Collectives in `f` name mesh axes; `f` must give the
+    same result on devices that hold the same shard.
+
+    Args:
+      f: called with local shards.
+      rules: in force.
+      in_axes: logical axes of each array argument.
+      out_axes: logical axes of the result, or a tuple of them for several results.
+    """
+    mesh = auto_mesh(rules.mesh)
+
+    def spec(axes: LogicalAxes) -> PartitionSpec:
+        return _auto_only(rules.spec(axes), mesh)
+
+    several = bool(out_axes) and not isinstance(out_axes[0], str | None)
+    return jax.shard_map(
+        f,
+        mesh=mesh,
+        in_specs=tuple(map(spec, in_axes)),
+        out_specs=tuple(map(spec, out_axes)) if several else spec(out_axes),
+        axis_names=set(mesh.axis_names) - set(getattr(mesh, "manual_axes", ())),
+        check_vma=False,
+    )
 
 
 def ways(axis: str) -> int:
     """Pieces that the rules in force cut logical axis `axis` into; 1 without rules."""
     rules = _rules.get()
-    return 1 if rules is None else math.prod(rules.mesh.shape[a] for a in rules.rules.get(axis, ()))
+    return 1 if rules is None else rules.ways(axis)
 
 
 def target_platform() -> str:

@@ -160,6 +160,35 @@ class LanguageModel(Protocol):
         ...
 
 
+class StagedModel(LanguageModel, Protocol):
+    """A model whose `hidden` can be run in pieces on different devices, as pipeline parallelism does.
+
+    `hidden` equals `finish(*advance(begin(tokens), 0))`. A piece is the same module holding a slice of the
+    parameters under `layers` along their leading axis.
+    """
+
+    def begin(self, tokens_BT: jax.Array) -> jax.Array:
+        """x_BTD before the first layer."""
+        ...
+
+    def advance(
+        self,
+        x_BTD: jax.Array,
+        first_layer: int | jax.Array,
+        *,
+        positions_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
+        controls: Controls | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """x_BTD after the layers held, and auxiliary scalars summed over them."""
+        ...
+
+    def finish(self, x_BTD: jax.Array, aux: Mapping[str, jax.Array]) -> Hidden:
+        """What follows the last layer."""
+        ...
+
+
 def make_mask(
     shape_BT: tuple[int, int],
     positions_BT: jax.Array | None,

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from apt_jax.core.config.parallel_rules import STRATEGIES, parallel
+from apt_jax.core.config.problem import Problem
 from apt_jax.core.config.schema import Config, ModelConfig
 from apt_jax.core.config.values import show
 from apt_jax.core.errors import did_you_mean, unknown_name
 
 
-class Problem(NamedTuple):
-    """A key and what is wrong with it."""
+__all__ = ["ROPE_TYPES", "STRATEGIES", "Problem", "problems"]
 
-    key: str
-    text: str
-
-
-STRATEGIES = (
-    "auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "tensor", "pipeline", "expert", "context", "hybrid",
-)  # fmt: skip
 # rope_type -> (keys it needs, further keys it takes); names and meaning as in Hugging Face configs.
 ROPE_TYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
@@ -168,42 +162,6 @@ def _wsd_too_long(config: Config) -> bool:
     return training.lr_schedule == "wsd" and needed > training.max_steps
 
 
-def _parallel(config: Config) -> Iterator[Problem]:
-    training, layout = config.training, config.training.distributed
-    where = "training.distributed"
-    if layout.strategy not in STRATEGIES:
-        yield Problem(f"{where}.strategy", unknown_name("strategy", layout.strategy, STRATEGIES))
-    fixed = math.prod(
-        (layout.tensor_parallel, layout.pipeline_parallel, layout.expert_parallel, layout.context_parallel)
-    )
-    rows = (layout.data_parallel or 1) * (layout.fsdp_parallel or 1)
-    if layout.world_size is not None:
-        open_axis = layout.data_parallel is None or layout.fsdp_parallel is None
-        fits = layout.world_size % (fixed * rows) == 0 if open_axis else layout.world_size == fixed * rows
-        if not fits:
-            sizes = " x ".join(f"{name} {size}" for name, size in _axes(config) if size != 1)
-            relation = "a multiple of" if open_axis else "equal to"
-            yield Problem(
-                f"{where}.world_size",
-                f"{layout.world_size} must be {relation} the product of the parallel sizes, "
-                f"{fixed * rows} ({sizes or 'all 1'})",
-            )
-    microbatch = training.batch_size // training.gradient_accumulation_steps
-    if microbatch % rows:
-        yield Problem(
-            "training.batch_size",
-            f"{training.batch_size} cut in {training.gradient_accumulation_steps} gives {microbatch} "
-            f"sequences, which {rows} data-parallel devices cannot share equally",
-        )
-    for name, size, key, count in (
-        ("tensor_parallel", layout.tensor_parallel, "num_attention_heads", config.model.num_attention_heads),
-        ("tensor_parallel", layout.tensor_parallel, "intermediate_size", config.model.intermediate_size),
-        ("pipeline_parallel", layout.pipeline_parallel, "num_layers", config.model.num_layers),
-    ):
-        if count % size:
-            yield Problem(f"{where}.{name}", f"{size} does not divide model.{key}={count}")
-
-
 def _data(config: Config) -> Iterator[Problem]:
     data, longest = config.data, config.model.max_position_embeddings
     length = data.sequence_length or longest
@@ -260,12 +218,6 @@ def _plugins(config: Config) -> Iterator[Problem]:
             )
 
 
-def _axes(config: Config) -> Iterator[tuple[str, int]]:
-    layout = config.training.distributed
-    for name in ("data", "fsdp", "tensor", "pipeline", "expert", "context"):
-        yield name, getattr(layout, f"{name}_parallel") or 1
-
-
 def _head_dim(model: ModelConfig) -> int:
     return model.head_dim or model.hidden_size // model.num_attention_heads
 
@@ -275,5 +227,5 @@ def _is_number(value: Any) -> bool:
 
 
 _RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
-    _heads, _rope_scaling, _training, _parallel, _data, _plugins,
+    _heads, _rope_scaling, _training, parallel, _data, _plugins,
 )  # fmt: skip

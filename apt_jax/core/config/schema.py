@@ -77,7 +77,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    strategy: str = "auto"  # ddp, fsdp, zero1, zero2, zero3, tensor, pipeline, expert, context, hybrid, auto
+    strategy: str = "auto"  # ddp, fsdp, zero1-3, tensor, sequence, pipeline, expert, context, hybrid, auto
     world_size: Count | None = None  # devices to use; none: all that are present
     data_parallel: Count | None = None  # size of mesh axis `data`; none: derived
     fsdp_parallel: Count | None = None  # size of mesh axis `fsdp`; none: derived
@@ -85,6 +85,11 @@ class DistributedConfig:
     pipeline_parallel: Count = 1  # size of mesh axis `pipe`
     expert_parallel: Count = 1  # size of mesh axis `expert`
     context_parallel: Count = 1  # size of mesh axis `context`
+    sequence_parallel: bool = False  # with tensor_parallel: cut activations along the sequence between the blocks
+    context_method: Literal["allgather", "ring", "ulysses"] = "ring"  # how attention sees the whole sequence
+    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"  # order of microbatches
+    pipeline_chunks: Count = 1  # interleaved: groups of layers per stage
+    slices: Count | None = None  # groups of devices with a fast network inside; none: as the devices report
 
 
 @dataclass(frozen=True)

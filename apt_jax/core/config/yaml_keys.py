@@ -46,7 +46,6 @@ ABSENT = {
     "model.voting": "voting comes with an architecture plugin",
     "model.tva": _ATTENTION,
     "training.fp8_training": "narrower formats than bf16 are Virtual Blackwell's",
-    "training.distributed.sequence_parallel": "give training.distributed.context_parallel a size instead",
     "memory.offload_optimizer": _PLACEMENT,
     "memory.cpu_offload": _PLACEMENT,
     "memory.offload_activations": _PLACEMENT,

@@ -74,11 +74,16 @@ class Block(nnx.Module):
         """Returns the stream, the extended cache, and auxiliary scalars (none here)."""
         key = inputs.dropout_key
         attn_key, mlp_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, index))
-        attn_BTD, cache = self.attn(self.attn_norm(x_BTD), inputs.rotation, inputs.mask, cache)
+        # Norms and residuals may be cut along the sequence over tensor-parallel devices as well; matmuls see
+        # whole sequences again (sequence parallelism, arXiv:2205.05198). Else both layouts are the same.
+        between, inside = ("batch", "norm_seq", "embed"), ("batch", "seq", "embed")
+        normed_BTD = constrain(self.attn_norm(x_BTD), inside)
+        attn_BTD, cache = self.attn(normed_BTD, inputs.rotation, inputs.mask, cache)
+        attn_BTD = constrain(attn_BTD, between)
         x_BTD = self._join(x_BTD, dropout(attn_BTD, self.dropout, attn_key))
-        mlp_BTD = self.mlp(self.mlp_norm(x_BTD))
+        mlp_BTD = constrain(self.mlp(constrain(self.mlp_norm(x_BTD), inside)), between)
         x_BTD = self._join(x_BTD, dropout(mlp_BTD, self.dropout, mlp_key))
-        x_BTD = constrain(x_BTD, ("batch", "seq", "embed"))
+        x_BTD = constrain(x_BTD, between)
         return checkpoint_name(x_BTD, "block_out"), cache, {}
 
     def _join(self, x_BTD: jax.Array, update_BTD: jax.Array) -> jax.Array:

@@ -23,10 +23,13 @@ from apt_jax.model.layers.rope import make_rope
 from apt_jax.model.layers.stack import RematPolicy, resolve_remat, run_layers, stack_layers
 
 
+_KeysValues = tuple[jax.Array, jax.Array]  # k_LBSKH, v_LBSKH
+
+
 class Decoder(nnx.Module):
     """Pre-norm decoder: RMSNorm, rotary positions, grouped queries, SwiGLU (arXiv:2302.13971).
 
-    Fulfils `apt_jax.model.api.LanguageModel`. With all traits off it is Llama, with `qk_norm` Qwen3.
+    Fulfils `apt_jax.model.api.LanguageModel` and `StagedModel`. With all traits off it is Llama, with `qk_norm` Qwen3.
 
     Args:
       config: sizes and switches.
@@ -106,9 +109,56 @@ class Decoder(nnx.Module):
         batch, length = tokens_BT.shape
         if cache is None:
             mask = make_mask((batch, length), positions_BT, segment_ids_BT, self.config.sliding_window)
-        else:
-            mask, cache = _extend_mask(cache, (batch, length), positions_BT, segment_ids_BT, self.config)
-        rope = make_rope(self.config, length if cache is None else cache.length)
+            x_BTD, _, aux = self._run(self.begin(tokens_BT), mask, length, 0, controls, dropout_key)
+            return self.finish(x_BTD, aux)
+        mask, cache = _extend_mask(cache, (batch, length), positions_BT, segment_ids_BT, self.config)
+        kv = cache.k_LBSKH, cache.v_LBSKH
+        x_BTD, kv, aux = self._run(self.begin(tokens_BT), mask, cache.length, 0, controls, dropout_key, (kv, cache.index))
+        assert kv is not None
+        cache = cache.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            k_LBSKH=kv[0], v_LBSKH=kv[1], index=cache.index + length
+        )
+        return Hidden(self.finish(x_BTD, aux).x_BTD, cache, aux)
+
+    def begin(self, tokens_BT: jax.Array) -> jax.Array:
+        """x_BTD before the first layer."""
+        return constrain(self.embed(tokens_BT), ("batch", "norm_seq", "embed"))
+
+    def advance(
+        self,
+        x_BTD: jax.Array,
+        first_layer: int | jax.Array,
+        *,
+        positions_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
+        controls: Controls | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """Runs the layers that this module holds; the first of them is layer `first_layer` of the model.
+
+        Returns x_BTD and the auxiliary scalars, summed over these layers.
+        """
+        shape_BT = x_BTD.shape[0], x_BTD.shape[1]
+        mask = make_mask(shape_BT, positions_BT, segment_ids_BT, self.config.sliding_window)
+        x_BTD, _, aux = self._run(x_BTD, mask, shape_BT[1], first_layer, controls, dropout_key)
+        return x_BTD, aux
+
+    def finish(self, x_BTD: jax.Array, aux: Mapping[str, jax.Array]) -> Hidden:
+        """The final norm, after the last layer; `aux` is summed over all layers."""
+        return Hidden(constrain(self.norm(x_BTD), ("batch", "seq", "embed")), None, aux)
+
+    def _run(
+        self,
+        x_BTD: jax.Array,
+        mask: AttentionMask,
+        length: int,
+        first_layer: int | jax.Array,
+        controls: Controls | None,
+        dropout_key: jax.Array | None,
+        cached: tuple[_KeysValues, jax.Array] | None = None,
+    ) -> tuple[jax.Array, _KeysValues | None, Mapping[str, jax.Array]]:
+        """All layers held; `cached` is (keys and values, next free slot)."""
+        rope = make_rope(self.config, length)
         # Without packing one row of angles serves the whole batch.
         positions = mask.q_positions_BT if mask.packed else mask.q_positions_BT[:1]
         inputs = LayerInputs(rope.rotation(positions), mask, controls or {}, dropout_key)
@@ -116,25 +166,19 @@ class Decoder(nnx.Module):
         def apply(layer: Block, index: jax.Array, carry: Any) -> Any:
             x_BTD, kv = carry
             layer_cache = None
-            if cache is not None:
-                layer_cache = LayerCache(k_LBSKH=kv[0], v_LBSKH=kv[1], layer=index, index=cache.index)
-            x_BTD, layer_cache, aux = layer(x_BTD, inputs, index, layer_cache)
+            if cached is not None:
+                layer_cache = LayerCache(k_LBSKH=kv[0], v_LBSKH=kv[1], layer=index, index=cached[1])
+            x_BTD, layer_cache, aux = layer(x_BTD, inputs, first_layer + index, layer_cache)
             return (x_BTD, None if layer_cache is None else (layer_cache.k_LBSKH, layer_cache.v_LBSKH)), aux
 
-        x_BTD = constrain(self.embed(tokens_BT), ("batch", "seq", "embed"))
         (x_BTD, kv), aux = run_layers(
             self.layers,
             apply,
-            (x_BTD, None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)),
-            num_layers=self.config.num_layers,
+            (x_BTD, None if cached is None else cached[0]),
             scan=self.config.scan_layers,
             remat=self.remat_policy,
         )
-        if cache is not None:
-            cache = cache.replace(  # pyright: ignore[reportAttributeAccessIssue]
-                k_LBSKH=kv[0], v_LBSKH=kv[1], index=cache.index + length
-            )
-        return Hidden(self.norm(x_BTD), cache, aux)
+        return x_BTD, kv, aux
 
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
         """logits_BTV, float32, soft cap applied."""

@@ -11,6 +11,7 @@ from apt_jax.core.config.schema import ModelConfig
 from apt_jax.core.logical import constrain
 from apt_jax.model.api import AttentionKernel, AttentionMask
 from apt_jax.model.extensions.autopoietic import AutopoieticBranch
+from apt_jax.model.layers.attend import attend
 from apt_jax.model.layers.dense import Dense
 from apt_jax.model.layers.kernels import chunked
 from apt_jax.model.layers.norm import RMSNorm
@@ -99,11 +100,10 @@ class Attention(nnx.Module):
         v_BTKH = constrain(v_BTKH, ("batch", "seq", "kv_heads", "head_dim"))
 
         if cache is None:
-            o_BTNH = self.kernel(q_BTNH, k_BTKH, v_BTKH, mask, scale=H**-0.5)
+            o_BTNH = attend(self.kernel, q_BTNH, k_BTKH, v_BTKH, mask, scale=H**-0.5)
         else:  # few queries, many keys, general mask: no fused kernel serves that
             cache, k_BSKH, v_BSKH = cache.extend(k_BTKH, v_BTKH)
             o_BTNH = chunked(q_BTNH, k_BSKH, v_BSKH, mask, scale=H**-0.5)
-        o_BTNH = checkpoint_name(o_BTNH, "attn_out")
         if self.autopoietic is not None:
             o_BTNH = o_BTNH + self.autopoietic(x_BTD)
         o_BTNH = constrain(o_BTNH, ("batch", "seq", "heads", "head_dim"))

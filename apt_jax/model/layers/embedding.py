@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from apt_jax.core.logical import mesh_axes, per_device, rules_in_force
+
 
 class Embedding(nnx.Module):
     """A table float32 [V, D]; rows are gathered and then cast, so that the whole table is not."""
@@ -16,4 +18,36 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        return self.table[...][tokens_BT].astype(self.dtype)
+        table = self.table[...]
+        rules = rules_in_force()
+        vocab_axes, width_axes = ((), ()) if rules is None else mesh_axes(rules, ("vocab", "embed"))
+        if rules is None or not (vocab_axes or width_axes):
+            return table[tokens_BT].astype(self.dtype)
+        row_axes, _ = mesh_axes(rules, ("batch", "seq"))
+
+        # Written out, because XLA would bring the whole table to every device, and inside a pipeline stage its
+        # partitioner does not survive the attempt.
+        def lookup(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+            for axis in width_axes:
+                if axis in row_axes:
+                    tokens_BT = jax.lax.all_gather(tokens_BT, axis, axis=0, tiled=True)
+            x_BTD = _rows_held(table_VD, tokens_BT, vocab_axes).astype(self.dtype)
+            for axis in reversed(width_axes):
+                if axis in row_axes:  # everyone's tokens, some columns -> own tokens, all columns
+                    x_BTD = jax.lax.all_to_all(x_BTD, axis, split_axis=0, concat_axis=2, tiled=True)
+                else:
+                    x_BTD = jax.lax.all_gather(x_BTD, axis, axis=2, tiled=True)
+            return jax.lax.psum(x_BTD, vocab_axes) if vocab_axes else x_BTD
+
+        cut = per_device(lookup, rules, (("vocab", "embed"), ("batch", "seq")), ("batch", "seq", "embed"))
+        return cut(table, tokens_BT)
+
+
+def _rows_held(table_VD: jax.Array, tokens_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Rows of the tokens that this device's piece of the table holds; zero for others' tokens."""
+    if not axes:
+        return table_VD[tokens_BT]
+    rows = table_VD.shape[0]
+    place = tokens_BT - jax.lax.axis_index(axes) * rows
+    held = (place >= 0) & (place < rows)
+    return jnp.where(held[..., None], table_VD[jnp.where(held, place, 0)], 0.0)

@@ -52,7 +52,6 @@ def run_layers(
     apply: Callable[[Any, jax.Array, Carry], tuple[Carry, Aux]],
     carry: Carry,
     *,
-    num_layers: int,
     scan: bool,
     remat: str | RematPolicy,
 ) -> tuple[Carry, Aux]:
@@ -69,6 +68,7 @@ def run_layers(
       The last carry, and `aux` summed over the layers.
     """
     graphdef, params = nnx.split(layers)
+    num_layers = jax.tree.leaves(params)[0].shape[0]
 
     def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
         index, layer_params = xs

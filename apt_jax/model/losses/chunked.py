@@ -24,7 +24,7 @@ class CrossEntropyOptions:
     """Static choices of `chunked_cross_entropy`.
 
     Attributes:
-      chunk: tokens, over all rows, whose logits exist at one time on each data-parallel device.
+      chunk: tokens, over all rows, whose logits exist at one time on each data- or context-parallel device.
       z_loss: weight of logsumexp².
       label_smoothing: share ε of the target mass spread evenly over the vocabulary.
       softcap: logits = c·tanh(logits / c), or None.
@@ -71,22 +71,26 @@ def chunked_cross_entropy(
     """
     batch, length, _ = x_BTD.shape
     # Cut along T, not B: every chunk then holds all rows and stays spread over the data-parallel devices.
-    shards = _batch_shards(batch)
-    per_row = max(1, min(length, options.chunk * shards // batch))
-    chunks = -(-length // per_row)
-    pad = chunks * per_row - length
+    # Where devices hold a piece of T each, a chunk takes its tokens from every piece.
+    shards, pieces = _shards("batch", batch), _shards("seq", length)
+    piece = length // pieces
+    per_row = max(1, min(piece, options.chunk * shards // batch))
+    chunks = -(-piece // per_row)
+    pad = chunks * per_row - piece
 
     def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, chunks, per_row, *x.shape[2:]), 1, 0)
+        x = x.reshape(batch, pieces, piece, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 3))
+        x = jnp.moveaxis(x.reshape(batch, pieces, chunks, per_row, *x.shape[3:]), 2, 0)
+        return x.reshape(chunks, batch, pieces * per_row, *x.shape[4:])
 
     return _sums(cut(x_BTD), w_DV, cut(targets_BT), cut(weights_BT.astype(jnp.float32)), options)
 
 
-def _batch_shards(batch: int) -> int:
-    """Pieces that the rows are cut into by the sharding rules in force."""
-    shards = ways("batch")
-    return shards if batch % shards == 0 else 1
+def _shards(axis: str, size: int) -> int:
+    """Pieces that a logical axis is cut into by the sharding rules in force."""
+    shards = ways(axis)
+    return shards if size % shards == 0 else 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -119,7 +123,7 @@ def _forward(
 ) -> tuple[CrossEntropySums, Any]:
     """As `_sums`, also forming the gradients for a cotangent of 1."""
     batch, width, vocab = x_CBTD.shape[1], *w_DV.shape
-    shards = _batch_shards(batch)
+    shards = _shards("batch", batch)
     dw_axes = ("batch", "embed", "vocab")
 
     def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:

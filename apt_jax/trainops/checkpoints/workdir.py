@@ -46,12 +46,14 @@ class Workdir:
     """A run's folder.
 
     Opening checks; nothing is written before `begin`. `rollback` removes what this process created,
-    so that a run which fails before its first step leaves the disk as it was.
+    so that a run which fails before its first step leaves the disk as it was. Only one process of a job
+    `writes`; for the others it is a place to look.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, writes: bool = True):
         """Raises CheckpointError if the folder cannot be created or written."""
         self.path = Path(path).absolute()
+        self._writes = writes
         self._existing: set[str] | None = None
         self._new_parents: list[Path] = []  # folders above it that do not exist yet, innermost first
         self.begun = False
@@ -59,7 +61,8 @@ class Workdir:
             if not self.path.is_dir():
                 raise CheckpointError(f"workdir {self.path}: is a file; give a folder")
             self._existing = {p.name for p in self.path.iterdir()}
-        self._check_writable()
+        if writes:
+            self._check_writable()
 
     @property
     def checkpoints(self) -> Path:
@@ -93,9 +96,10 @@ class Workdir:
 
     def begin(self, config: Config, environment: Mapping[str, Any]) -> None:
         """Creates the folder and records the config and the environment."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json(CONFIG_FILE, to_dict(config))
-        self.write_json("env.json", environment)
+        if self._writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json(CONFIG_FILE, to_dict(config))
+            self.write_json("env.json", environment)
         self.begun = True
 
     def write_json(self, name: str, value: Any) -> None:
@@ -109,7 +113,7 @@ class Workdir:
 
     def rollback(self) -> None:
         """Removes what was created since opening."""
-        if not self.path.exists():
+        if not self._writes or not self.path.exists():
             return
         if self._existing is None:
             shutil.rmtree(self.path)

@@ -1,80 +1,97 @@
-"""The one mesh of six axes, size 1 where unused, and the strategies that fill it."""
+"""The one mesh of six axes, size 1 where unused."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from apt_jax.core.config.schema import DistributedConfig
-from apt_jax.core.errors import ConfigError, unknown_name
+from apt_jax.core.errors import ConfigError
 from apt_jax.core.logical import MESH_AXES
 
-STRATEGIES = ("auto", "ddp", "fsdp", "tensor", "hybrid")
-AUTO_FSDP_PARAMETERS = 1_000_000_000  # from here on parameters and moments no longer fit beside activations
 
+def make_mesh(
+    sizes: Mapping[str, int], devices: Sequence[Any] | None = None, *, slices: int | None = None
+) -> Mesh:
+    """Builds the mesh with Auto axes, so that every supported jax version propagates shardings alike.
 
-def axis_sizes(config: DistributedConfig, num_devices: int, num_parameters: int) -> dict[str, int]:
-    """Resolves the strategy to one size per mesh axis.
+    Devices are grouped by slice (a TPU slice or an NVLink domain: devices with a fast network between them),
+    and the outer axes, `pipe` first, run across slices: they communicate least.
 
     Args:
-      config: strategy and sizes; `world_size` may ask for fewer devices than there are.
-      num_devices: devices present.
-      num_parameters: of the model; `auto` decides by it.
+      sizes: devices along each axis.
+      devices: to use; default: all. Of more than the sizes ask for, the first are taken.
+      slices: number of slices; None: as the devices report.
 
     Raises:
-      ConfigError: an unknown strategy, an axis that has no implementation, or sizes whose product is
-        not the number of devices.
+      ConfigError: slices of unequal size, or an inner axis (expert, context, tensor) would cross them.
     """
-    if config.strategy not in STRATEGIES:
-        raise ConfigError(
-            f"training.distributed.strategy: {unknown_name('strategy', config.strategy, STRATEGIES)}"
-        )
-    for name in ("pipeline_parallel", "expert_parallel", "context_parallel"):
-        if (size := getattr(config, name)) > 1:
-            raise ConfigError(
-                f"training.distributed.{name}: {size} is not available; set it to 1 and use "
-                "data_parallel, fsdp_parallel and tensor_parallel"
-            )
-    if config.world_size is not None:
-        if config.world_size > num_devices:
-            raise ConfigError(
-                f"training.distributed.world_size: the config asks for {config.world_size} devices, "
-                f"{num_devices} present; run it there, or set world_size=none and the *_parallel sizes to fit"
-            )
-        num_devices = config.world_size
-    strategy = config.strategy
-    if strategy == "auto":
-        strategy = "fsdp" if num_parameters >= AUTO_FSDP_PARAMETERS else "ddp"
-    tensor = config.tensor_parallel
-    if strategy == "tensor" and tensor == 1:
-        tensor = num_devices
-    rest, remainder = divmod(num_devices, tensor)
-    data, fsdp = config.data_parallel, config.fsdp_parallel
-    if data is None and fsdp is None:
-        data, fsdp = (1, rest) if strategy == "fsdp" else (rest, 1)
-    elif data is None:
-        data = max(1, rest // (fsdp or 1))
-    elif fsdp is None:
-        fsdp = max(1, rest // data)
-    assert data is not None and fsdp is not None
-    if remainder or data * fsdp * tensor != num_devices:
-        raise ConfigError(
-            f"training.distributed: data_parallel {data} × fsdp_parallel {fsdp} × tensor_parallel {tensor} "
-            f"= {data * fsdp * tensor} devices, but {num_devices} are to be used; make the product equal"
-        )
-    return {"pipe": 1, "data": data, "fsdp": fsdp, "expert": 1, "context": 1, "tensor": tensor}
-
-
-def make_mesh(sizes: dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Builds the mesh with Auto axes, so that every supported jax version propagates shardings alike."""
     devices = list(jax.devices() if devices is None else devices)
     shape = tuple(sizes[a] for a in MESH_AXES)
-    count = math.prod(shape)
-    return Mesh(
-        np.asarray(devices[:count]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    groups = _groups(devices[: math.prod(shape)], slices)
+    if len(groups) > 1:
+        _check_inner(sizes, len(groups))
+    inner = _inner_shape(shape, len(groups))
+    grid = np.empty(shape, dtype=object)
+    outer = tuple(whole // part for whole, part in zip(shape, inner, strict=True))
+    for group, place in zip(groups, np.ndindex(outer), strict=True):
+        at = tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, inner, strict=True))
+        grid[at] = _arrange(group, inner)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _groups(devices: Sequence[Any], slices: int | None) -> list[list[Any]]:
+    """The devices of each slice, in a stable order."""
+    if slices is not None:
+        if len(devices) % slices:
+            raise ConfigError(
+                f"training.distributed.slices: {slices} does not divide {len(devices)} devices; use a divisor"
+            )
+        size = len(devices) // slices
+        return [list(devices[i * size : (i + 1) * size]) for i in range(slices)]
+    found: dict[int, list[Any]] = {}
+    for device in devices:
+        found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    groups = [found[key] for key in sorted(found)]
+    if len({len(group) for group in groups}) > 1:
+        raise ConfigError(
+            f"training.distributed: slices have {sorted({len(g) for g in groups})} devices; use as many of each, "
+            "by world_size, or set training.distributed.slices=1 to ignore them"
+        )
+    return groups
+
+
+def _inner_shape(shape: Sequence[int], groups: int) -> tuple[int, ...]:
+    """The mesh inside one slice: outer axes are divided among slices first."""
+    inner = []
+    for size in shape:
+        across = math.gcd(size, groups)
+        groups //= across
+        inner.append(size // across)
+    return tuple(inner)
+
+
+def _check_inner(sizes: Mapping[str, int], groups: int) -> None:
+    rest = groups
+    for axis in ("pipe", "data", "fsdp"):
+        rest //= math.gcd(sizes[axis], rest)
+    if rest > 1:
+        raise ConfigError(
+            f"training.distributed: {groups} slices cannot be spread over pipeline_parallel {sizes['pipe']} × "
+            f"data_parallel {sizes['data']} × fsdp_parallel {sizes['fsdp']}, and the other axes need the network "
+            f"inside a slice; make that product a multiple of {groups}, or set training.distributed.slices=1"
+        )
+
+
+def _arrange(devices: Sequence[Any], shape: Sequence[int]) -> np.ndarray:
+    """Devices of one slice; on TPU along the torus, else by process, so that inner axes stay inside one."""
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(tuple(shape), devices=devices)
+    grid = np.empty(len(devices), dtype=object)
+    grid[:] = list(devices)
+    return grid.reshape(tuple(shape))

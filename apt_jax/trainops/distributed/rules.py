@@ -13,17 +13,20 @@ from apt_jax.core.errors import ConfigError
 from apt_jax.core.logical import AxisRules
 
 # First match wins per dimension, and a mesh axis serves an array once: on activations `batch` comes
-# first and takes `fsdp`, so `embed` stays whole there; on parameters `embed` takes it.
+# first and takes `fsdp`, so `embed` stays whole there; on parameters `embed` takes it. Layers take `pipe`;
+# on parameters that belong to no layer, `embed` takes that as well.
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "seq": ("context",),
-    "embed": ("fsdp",),
+    "norm_seq": ("context",),  # the sequence where only norms and residuals work
+    "embed": ("fsdp", "pipe"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "vocab": ("tensor",),
-    "layers": (),
+    "experts": ("expert",),
+    "layers": ("pipe",),
     "rank": (),
     "norm": (),
 }
@@ -31,16 +34,40 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
 _BATCH_AXES = ("batch", "seq")
 
 
-def make_rules(mesh: Mesh, extra: Mapping[str, tuple[str, ...]]) -> AxisRules:
-    """Default rules plus a plugin's; an unknown mesh axis is an error."""
+def make_rules(
+    mesh: Mesh,
+    extra: Mapping[str, tuple[str, ...]],
+    *,
+    sequence_parallel: bool = False,
+    attend: Any = None,
+) -> AxisRules:
+    """Default rules plus a plugin's.
+
+    Args:
+      mesh: the six-axis mesh.
+      extra: a plugin's rules, by logical axis.
+      sequence_parallel: also cut `norm_seq` over `tensor`.
+      attend: how attention kernels run where the sequence is cut; see `AxisRules`.
+
+    Raises:
+      ConfigError: an unknown mesh axis.
+    """
     rules = {**DEFAULT_RULES, **extra}
+    if sequence_parallel:
+        rules["norm_seq"] = (*rules["norm_seq"], "tensor")
     for name, axes in rules.items():
         for axis in axes:
             if axis not in mesh.shape:
                 raise ConfigError(
                     f"sharding rule '{name}': unknown mesh axis '{axis}'; available: {', '.join(mesh.shape)}"
                 )
-    return AxisRules(mesh, rules)
+    return AxisRules(mesh, rules, attend)
+
+
+def without(rules: AxisRules, axis: str) -> AxisRules:
+    """The same rules with nothing cut along mesh axis `axis` but the batch: arrays are whole there."""
+    kept = {k: v if k == "batch" else tuple(a for a in v if a != axis) for k, v in rules.rules.items()}
+    return AxisRules(rules.mesh, kept, rules.attend)
 
 
 def param_shardings(rules: AxisRules, params: Any, axes: Any) -> Any:
@@ -59,7 +86,7 @@ def param_shardings(rules: AxisRules, params: Any, axes: Any) -> Any:
 
 
 def state_shardings(rules: AxisRules, tx: optax.GradientTransformation, params: Any, placed: Any) -> Any:
-    """Shardings of the optimizer state: moments as their parameters, everything else replicated.
+    """Shardings of the optimizer state: moments as `placed` says for their parameters, the rest replicated.
 
     A slot belongs to the parameter whose path its own path ends with, which holds for every optax
     transform, also for those that see only some of the parameters.
@@ -88,12 +115,21 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def batch_sharding(rules: AxisRules, batch_size: int) -> NamedSharding:
-    """The sharding of every [B, T] batch array; raises ConfigError where B is not divisible."""
-    ways = rules.mesh.shape["data"] * rules.mesh.shape["fsdp"]
-    if batch_size % ways:
+def batch_sharding(rules: AxisRules, microbatch: int, length: int | None = None) -> NamedSharding:
+    """The sharding of every [B, T] batch array.
+
+    Raises:
+      ConfigError: the rows of a microbatch, or the tokens of a row, cannot be shared equally.
+    """
+    ways = rules.ways("batch")
+    if microbatch % ways:
         raise ConfigError(
-            f"training.batch_size: {batch_size} sequences per microbatch cannot be split over {ways} "
+            f"training.batch_size: {microbatch} sequences per microbatch cannot be split over {ways} "
             "data-parallel devices; make it a multiple"
+        )
+    if length is not None and length % rules.ways("seq"):
+        raise ConfigError(
+            f"data.sequence_length: {length} tokens cannot be split over {rules.ways('seq')} context-parallel "
+            "devices; make it a multiple"
         )
     return rules.sharding(_BATCH_AXES)

@@ -9,7 +9,7 @@ import jax
 
 from apt_jax.core.config import Config
 from apt_jax.core.errors import ConfigError
-from apt_jax.trainops.distributed.mesh import axis_sizes
+from apt_jax.trainops.distributed.layout import resolve_layout
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
@@ -28,7 +28,7 @@ def check_config(config: Config, plugins: Plugins, *, own_model: bool = False) -
         if own_model and registry == "architectures":
             continue
         plugins.registry(registry).resolve(name, key)
-    axis_sizes(config.training.distributed, jax.device_count(), num_parameters=0)
+    resolve_layout(config.training.distributed, jax.device_count(), num_parameters=0)
     if config.schedules:
         names = ", ".join(sorted(config.schedules))
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
     """Collects the facts shown before the first step."""
     training, model, mesh = config.training, config.model, setup.program.mesh
     vocabulary = model.vocab_size or data.tokenizer.vocab_size
-    shards = math.prod(mesh.shape[a] for a in ("data", "fsdp"))
+    shards = setup.program.strategy.rules.ways("batch")
     device = mesh.devices.flat[0]
     kernel, reason = setup.kernel
     return RunHeader(

@@ -161,12 +161,13 @@ def run_loop(
         result.state, metrics = program.train_step(result.state, batch)
         result.step = done
         lag.push(done, metrics, waited)
+        asked = stop.at(done)
 
         final = done == plan.last
         due = bool(plan.eval_interval) and done % plan.eval_interval == 0
         next_epoch = math.floor(done / plan.steps_per_epoch)
         first = done == plan.start + 1  # it compiled, and someone is waiting to see it
-        if due or first or stop.requested or done == plan.stop or next_epoch != epoch:
+        if due or first or asked or done == plan.stop or next_epoch != epoch:
             lag.flush()
         eval_loss = None
         if evaluate and (due or final):
@@ -182,8 +183,8 @@ def run_loop(
             if not final:
                 watcher.epoch_begin(epoch)
         if not final and result.reason == "finished":
-            if stop.requested:
-                result.reason = stop.requested.name
+            if asked:
+                result.reason = asked.name
             elif done == plan.stop:
                 result.reason = "stopped"
         ending = final or result.reason != "finished"

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
 from apt_jax.core.config.schema import TrainingConfig
 from apt_jax.model.generation import GenerationConfig, Generator
 
@@ -13,6 +17,22 @@ if TYPE_CHECKING:
 
 _PROMPTS = 3  # taken from the data when the config has none
 _OPENING = 16  # tokens of a plain document used as its prompt
+_WHOLE = 4 << 30  # bytes of parameters that a device holds beside its share for the time of the samples
+
+
+def local_model(model: nnx.Module) -> nnx.Module | None:
+    """The model on one device of this process; None if it is too large. Every process of a job must call it.
+
+    Alone, it is the model itself.
+    """
+    if jax.process_count() == 1:
+        return model
+    graphdef, state = nnx.split(model)
+    if sum(x.nbytes for x in jax.tree.leaves(state)) > _WHOLE:
+        return None
+    everywhere = jax.tree.map(lambda x: NamedSharding(x.sharding.mesh, PartitionSpec()), state)
+    whole = jax.jit(lambda x: x, out_shardings=everywhere)(state)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x.addressable_data(0), whole))
 
 
 def draw_samples(model: Any, data: DataBundle, config: TrainingConfig) -> list[dict[str, str]]:

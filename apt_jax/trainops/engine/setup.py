@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from apt_jax.core.schedules import Schedule
 from apt_jax.model.build import build_model
 from apt_jax.model.optim.groups import ParamGroups
 from apt_jax.model.optim.optimizers import gradient_transforms
-from apt_jax.trainops.distributed.mesh import axis_sizes, make_mesh
+from apt_jax.trainops.distributed.layout import resolve_layout
+from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.engine.objective import Objective
 from apt_jax.trainops.engine.precision import DTYPES, compute_dtype
 from apt_jax.trainops.engine.program import Program
@@ -56,7 +57,14 @@ def resolve_dtype(config: Config, plugins: Plugins) -> jnp.dtype:
     return compute_dtype(config.training.mixed_precision, platform)
 
 
-def build_setup(config: Config, plugins: Plugins, vocab_size: int, model: nnx.Module | None = None) -> Setup:
+def build_setup(
+    config: Config,
+    plugins: Plugins,
+    vocab_size: int,
+    model: nnx.Module | None = None,
+    *,
+    devices: Sequence[Any] | None = None,
+) -> Setup:
     """Builds model, objective, optimizer, mesh and program.
 
     Args:
@@ -64,6 +72,7 @@ def build_setup(config: Config, plugins: Plugins, vocab_size: int, model: nnx.Mo
       plugins: registries and transforms.
       vocab_size: size of the tokenizer.
       model: train this one, from its present weights, instead of building `config.model`.
+      devices: to run on, or to compile for; default: all that are present.
 
     Raises:
       ConfigError, ModelError, PluginError: whatever does not fit, by name.
@@ -76,7 +85,14 @@ def build_setup(config: Config, plugins: Plugins, vocab_size: int, model: nnx.Mo
 
     abstract = nnx.eval_shape(make_model) if model is None else model
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(abstract)))
-    mesh = make_mesh(axis_sizes(training.distributed, jax.device_count(), num_params))
+    layout = resolve_layout(
+        training.distributed,
+        jax.device_count() if devices is None else len(devices),
+        num_params,
+        config.model,
+        training.gradient_accumulation_steps,
+    )
+    mesh = make_mesh(layout.sizes, devices, slices=training.distributed.slices)
     schedule = plugins.registry("schedules").make(training.lr_schedule, training)
     program = Program(
         abstract,
@@ -90,15 +106,18 @@ def build_setup(config: Config, plugins: Plugins, vocab_size: int, model: nnx.Mo
         controls=plugins.transform("apt_schedule_values", config=config),
         config=training,
         dtype=dtype,
+        layout=layout,
         mesh=mesh,
         rules=plugins.transform("apt_sharding_rules", config=config),
+        length=config.data.sequence_length or config.model.max_position_embeddings,
     )
 
     def init_params() -> Any:
         if model is not None:
             return nnx.to_pure_dict(nnx.state(model))
-        build = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model())), out_shardings=program.state_sharding.params)
-        return build()
+        strategy = program.strategy
+        natural = jax.tree.map(lambda x: x.sharding, strategy.abstract_saved(program.abstract_state().params))
+        return jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model())), out_shardings=natural)()
 
     kernel = getattr(abstract, "kernel_name", "own"), getattr(abstract, "kernel_reason", "the model's choice")
     return Setup(program, init_params, dtype, kernel)

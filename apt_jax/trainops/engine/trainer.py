@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,19 +14,22 @@ import ml_collections
 from flax import nnx
 
 from apt_jax.core.config import Config, default_config, to_config_dict, validate
-from apt_jax.core.config.schema import ModelConfig, TrainingConfig
+from apt_jax.core.config.schema import DistributedConfig, ModelConfig, TrainingConfig
 from apt_jax.core.errors import USAGE_EXIT_CODE, AptError, ConfigError, unknown_name
 from apt_jax.core.registry import Plugins, compare_records, load_plugins
 from apt_jax.trainops.checkpoints.manager import CheckpointManager
 from apt_jax.trainops.checkpoints.workdir import Workdir
 from apt_jax.trainops.data.bundle import DataBundle, build_data
+from apt_jax.trainops.distributed import peers as processes
+from apt_jax.trainops.distributed import watch
+from apt_jax.trainops.distributed.peers import PeerError
 from apt_jax.trainops.engine.checks import check_config
 from apt_jax.trainops.engine.context import RunContext
 from apt_jax.trainops.engine.describe import describe_run
 from apt_jax.trainops.engine.interrupt import StopSignal
 from apt_jax.trainops.engine.loop import Divergence, EarlyStopping, LoopPlan, LoopResult, run_loop
 from apt_jax.trainops.engine.runlog import RunLog
-from apt_jax.trainops.engine.samples import draw_samples
+from apt_jax.trainops.engine.samples import draw_samples, local_model
 from apt_jax.trainops.engine.setup import Setup, build_setup
 from apt_jax.trainops.engine.state import TrainState
 from apt_jax.trainops.eval.evaluate import evaluate
@@ -54,6 +58,7 @@ class Trainer:
         tokenizer: Any = None,
         workdir: str | Path | None = None,
         plugins: Plugins | None = None,
+        distributed_config: Mapping[str, Any] | None = None,
         **training: Any,
     ):
         """Nothing is built, read or written before `train`.
@@ -67,12 +72,13 @@ class Trainer:
           workdir: checkpoints and records go there, and a run found there is continued; None: nothing
             is written.
           plugins: a loaded plugin set; None: loaded by the config.
+          distributed_config: keys of `training.distributed`, e.g. `{"strategy": "hybrid", "pipeline_parallel": 4}`.
           **training: keys of the config's `training` section.
 
         Raises:
           ConfigError: an unknown key or a bad value.
         """
-        self.config = _merge(config, model, training)
+        self.config = _merge(config, model, training, distributed_config or {})
         self.model = model if isinstance(model, nnx.Module) else None
         self.tokenizer = tokenizer
         self.workdir = None if workdir is None else Path(workdir)
@@ -101,7 +107,8 @@ class Trainer:
     def train(self, *, stop_at_step: int | None = None, accept_config_change: bool = False) -> Mapping[str, Any]:
         """Trains to `training.max_steps`, continuing the workdir's run if there is one.
 
-        Ctrl-C or SIGTERM ends at the next step boundary with a checkpoint.
+        Ctrl-C or SIGTERM ends at the next step boundary with a checkpoint. Every process of a job (see
+        `setup_distributed`) calls this alike; process 0 writes and shows.
 
         Args:
           stop_at_step: end after this step with a checkpoint, as if interrupted.
@@ -112,30 +119,51 @@ class Trainer:
 
         Raises:
           AptError: whatever is wrong, in one line; nothing is left in the workdir if no step was made.
+          PeerError: another process of the job was lost or failed.
         """
-        workdir = None if self.workdir is None else Workdir(self.workdir)
-        check_config(self.config, self.plugins, own_model=self.model is not None)
-        if workdir is None:
-            return self._run(None, stop_at_step)
-        for change in workdir.check_config(self.config, accept_config_change):
-            print(f"config change: {change}")
+        peers = processes.current()
         try:
-            return self._run(workdir, stop_at_step)
-        except BaseException:
-            if not workdir.begun:
-                workdir.rollback()
+            settings = {"workdir": str(self.workdir and self.workdir.absolute()), "stop_at_step": stop_at_step}
+            peers.agree(
+                "config",
+                {**_shared_settings(self.config), "plugins": self.plugins.as_records(), **settings},
+                "start every process with the same command, on hosts with the same files",
+            )
+            jax.device_count()  # brings up the devices of all processes at once, which may not wait for one another
+            with peers.first_alone("workdir"):
+                workdir = None if self.workdir is None else Workdir(self.workdir, writes=peers.is_first)
+                check_config(self.config, self.plugins, own_model=self.model is not None)
+                if workdir is not None and peers.is_first:
+                    for change in workdir.check_config(self.config, accept_config_change):
+                        print(f"config change: {change}")
+            try:
+                return self._run(workdir, stop_at_step)
+            except BaseException as error:
+                if workdir is not None and not workdir.begun:
+                    workdir.rollback()
+                if isinstance(error, jax.errors.JaxRuntimeError):
+                    raise peers.explain(error) from error
+                raise
+        except BaseException as error:
+            watch.report_failure(error)
             raise
 
     def _run(self, workdir: Workdir | None, stop_at_step: int | None) -> Mapping[str, Any]:
         config, plugins = self.config, self.plugins
-        data = build_data(
-            config,
-            plugins,
-            workdir=None if workdir is None else workdir.path,
-            sources=self._datasets,
-            tokenizer=self.tokenizer,
-            began_with=None if workdir is None else _data_fingerprint(workdir),
-        )
+        peers = processes.current()
+        began_with = None if workdir is None else _data_fingerprint(workdir)
+        # In a workdir the others find the tokenizer and the tokens; without one all make the same at once.
+        with contextlib.nullcontext() if workdir is None else peers.first_alone("data"):
+            data = build_data(
+                config,
+                plugins,
+                workdir=None if workdir is None else workdir.path,
+                sources=self._datasets,
+                tokenizer=self.tokenizer,
+                began_with=began_with,
+            )
+        seen = {"training data and their order": data.fingerprint, "tokenizer": data.tokenizer.fingerprint}
+        peers.agree("data", seen, "give every process the same files")
         self.tokenizer = data.tokenizer
         setup = build_setup(config, plugins, data.tokenizer.vocab_size, self.model)
         env = environment()
@@ -146,6 +174,7 @@ class Trainer:
             state, start, tokens = _first_state(setup, checkpoints, plugins, early)
             if workdir is not None:
                 workdir.begin(config, env)
+            peers.continues = workdir is not None
             run = RunContext(
                 config, None if workdir is None else workdir.path, plugins.as_records(),
                 setup.program.num_params, start,
@@ -153,13 +182,28 @@ class Trainer:
             log = RunLog(run, plugins, environment=env, dataset_stats=data.stats.to_dict(), tokens=tokens)
             if checkpoints:
                 checkpoints.on_saved = log.checkpoint_saved
+            lost = watch.current()
+            if lost is not None:
+                lost.on_end = [lambda verdict: log.event("failure", error=verdict)]
             try:
                 return self._train(setup, state, data, log, checkpoints, early, stop_at_step)
+            except jax.errors.JaxRuntimeError as error:
+                explained = peers.explain(error)
+                log.failed(explained)
+                if explained is error:
+                    raise
+                checkpoints = None  # closing waits for all processes
+                raise explained from error
+            except PeerError as error:
+                log.failed(error)
+                checkpoints = None
+                raise
             except BaseException as error:
                 if checkpoints and isinstance(error, Divergence):
                     # What this process wrote with the weights that gave the loss would diverge again at once.
                     checkpoints.discard_from(max(start + 1, error.step - 1))
                 log.failed(error)
+                watch.report_failure(error)  # before closing, which waits for the others
                 if workdir is not None and not log.latest and isinstance(error, AptError):
                     workdir.begun = error.exit_code != USAGE_EXIT_CODE  # found wrong while the step was traced
                 raise
@@ -187,7 +231,7 @@ class Trainer:
             self.model = program.model(state.params)
             return log.leave("finished" if start >= last else "stopped")
         if start == 0:
-            log.samples("before", 0, draw_samples(program.model(state.params), data, training))
+            self._samples("before", 0, program.model(state.params), data, log)
 
         def score(current: TrainState) -> dict[str, float]:
             assert data.eval is not None
@@ -196,7 +240,7 @@ class Trainer:
         def save(step: int, current: TrainState, eval_loss: float | None, forced: bool) -> None:
             improved = eval_loss is not None and eval_loss == early.best and config.checkpoints.keep_best
             if checkpoints and (forced or improved or checkpoints.due(step)):
-                checkpoints.save(step, current, self._meta(data, step, early, log.tokens), eval_loss)
+                checkpoints.save(step, program.saved_state(current), self._meta(data, step, early, log.tokens), eval_loss)
 
         began = time.perf_counter()
         plan = LoopPlan(
@@ -206,8 +250,10 @@ class Trainer:
             steps_per_epoch=data.train.rows_per_epoch / training.batch_size,
             eval_interval=training.eval_interval,
         )
-        batches = data.train.iterate(start, stop, process_index=jax.process_index(), process_count=jax.process_count())
-        with batches, StopSignal() as signal, jax.transfer_guard("disallow"):
+        feed, peers = program.feed, processes.current()
+        batches = data.train.iterate(start, stop, process_index=feed.index, process_count=feed.count)
+        peers.enter_loop(start)
+        with batches, StopSignal(peers) as signal, jax.transfer_guard("disallow"):
             result = run_loop(
                 program, state, batches, plan, log,
                 evaluate=score if data.eval else None, early=early, save=save, stop=signal,
@@ -217,7 +263,7 @@ class Trainer:
             checkpoints.wait()
         self.model = program.model(result.state.params)
         if result.step == last or result.reason == "early_stopping":
-            log.samples("after", result.step, draw_samples(self.model, data, training))
+            self._samples("after", result.step, self.model, data, log)
         return log.finish(
             result.reason,
             final=_final(log, result),
@@ -228,6 +274,16 @@ class Trainer:
                 "host_seconds": result.host_seconds,
             },
         )
+
+    def _samples(self, when: str, step: int, model: nnx.Module, data: DataBundle, log: RunLog) -> None:
+        training = self.config.training
+        if training.sample_tokens == 0:
+            return
+        whole = local_model(model)
+        if whole is None:
+            log.note(f"samples {when}: left out, the parameters of all processes are too large for one")
+        elif processes.current().is_first:
+            log.samples(when, step, draw_samples(whole, data, training))
 
     def _meta(self, data: DataBundle, step: int, early: EarlyStopping, tokens: float) -> dict[str, Any]:
         return {
@@ -240,7 +296,12 @@ class Trainer:
         }
 
 
-def _merge(config: Config | ml_collections.ConfigDict | None, model: object, training: Mapping[str, Any]) -> Config:
+def _merge(
+    config: Config | ml_collections.ConfigDict | None,
+    model: object,
+    training: Mapping[str, Any],
+    distributed: Mapping[str, Any],
+) -> Config:
     """The config with the model's own section and the keyword arguments in place."""
     if config is None:
         config = default_config()
@@ -254,11 +315,27 @@ def _merge(config: Config | ml_collections.ConfigDict | None, model: object, tra
     for key in training:
         if key not in fields:
             raise ConfigError(f"Trainer: {unknown_name('argument', key, fields)}")
+    sizes = DistributedConfig.__dataclass_fields__
+    for key in distributed:
+        if key not in sizes:
+            raise ConfigError(f"Trainer: distributed_config: {unknown_name('key', key, sizes)}")
+    training = {**training, **{f"distributed.{key}": value for key, value in distributed.items()}}
     if not training:
         return merged
     changed = to_config_dict(merged)
     changed.update_from_flattened_dict({f"training.{key}": value for key, value in training.items()})
     return validate(changed, source="Trainer")
+
+
+def _shared_settings(config: Config) -> dict[str, Any]:
+    """The keys that must be alike in all processes: all but what only process 0 uses."""
+    flat = to_config_dict(config).to_dict()
+    return {
+        f"{section}.{key}": value
+        for section, values in flat.items()
+        if section not in ("profile", "monitoring") and isinstance(values, dict)
+        for key, value in values.items()
+    }
 
 
 def _open_checkpoints(config: Config, workdir: Workdir | None) -> CheckpointManager | None:
@@ -295,11 +372,12 @@ def _first_state(
     program = setup.program
     if checkpoints is None or checkpoints.latest_step() is None:
         return program.init_state(setup.init_params()), 0, 0.0
-    restored = checkpoints.restore(program.abstract_state())
+    restored = checkpoints.restore(program.abstract_saved_state())
     early.restore(restored.meta["early_stopping"])
-    for change in compare_records(restored.meta["plugins"], plugins.as_records()):
+    changes = compare_records(restored.meta["plugins"], plugins.as_records())
+    for change in changes if processes.current().is_first else ():
         print(f"plugin change: {change}")
-    return restored.state, int(restored.state.step), float(restored.meta["tokens"])
+    return program.loaded_state(restored.state), int(restored.state.step), float(restored.meta["tokens"])
 
 
 def _final(log: RunLog, result: LoopResult) -> dict[str, float]:

@@ -28,9 +28,9 @@ def evaluate(program: Program, params: Any, batches: EvalBatches, max_batches: i
       arg-max is right), `eval_tokens`, and the mean of every other sum the objective reports.
     """
     totals: dict[str, float] = {}
-    index, count = jax.process_index(), jax.process_count()
+    feed = program.feed
     for i in range(min(max_batches, len(batches))):
-        sums = program.eval_step(params, program.put_batch(batches.batch(i, index, count)))
+        sums = program.eval_step(params, program.put_batch(batches.batch(i, feed.index, feed.count)))
         for name, value in jax.device_get(sums).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     weight = totals.pop("weight", 0.0)

@@ -31,7 +31,7 @@ def run(layers: Any, *, scan: bool, remat: Any) -> tuple[jax.Array, Any]:
         y = jnp.tanh(checkpoint_name(layer(x), "attn_out"))
         return x + jnp.sin(y) * (index + 1), {"size": jnp.sum(y)}
 
-    return run_layers(layers, apply, X, num_layers=L, scan=scan, remat=remat)
+    return run_layers(layers, apply, X, scan=scan, remat=remat)
 
 
 def gradient(**settings: Any) -> Any:

@@ -46,7 +46,7 @@ def _run(program=None, *, evaluate=None, signals=None, early=None, **plan):
         evaluate=evaluate,
         early=early or EarlyStopping(0, 0.0),
         save=lambda step, state, loss, forced: saved.append((step, loss, forced)),
-        stop=signals or SimpleNamespace(requested=None),
+        stop=signals or StopSignal(),
     )
     return result, watcher.calls, saved
 

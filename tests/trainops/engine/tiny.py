@@ -15,7 +15,8 @@ from apt_jax.core.config.schema import DistributedConfig, ModelConfig, TrainingC
 from apt_jax.model.architectures.llama import llama
 from apt_jax.model.losses import cross_entropy
 from apt_jax.model.optim.optimizers import adamw, gradient_transforms
-from apt_jax.trainops.distributed.mesh import axis_sizes, make_mesh
+from apt_jax.trainops.distributed.layout import resolve_layout
+from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.engine.objective import Objective
 from apt_jax.trainops.engine.program import Program
 
@@ -41,11 +42,14 @@ def make_program(
     distributed: DistributedConfig | None = None,
     terms=None,
     make_optimizer=None,
+    architecture=llama,
 ):
     """Returns (program, initial parameters)."""
-    module = llama(model, VOCAB, nnx.Rngs(0), dtype=dtype)
+    module = architecture(model, VOCAB, nnx.Rngs(0), dtype=dtype)
     schedule = schedules.cosine(training)
-    sizes = axis_sizes(distributed or DistributedConfig(), devices, 0)
+    if distributed is not None:
+        training = replace(training, distributed=distributed)
+    layout = resolve_layout(training.distributed, devices, 0)
     program = Program(
         module,
         objective=Objective(cross_entropy, terms or {}, training),
@@ -55,8 +59,10 @@ def make_program(
         controls={},
         config=training,
         dtype=jnp.dtype(dtype),
-        mesh=make_mesh(sizes, jax.devices()[:devices]),
+        layout=layout,
+        mesh=make_mesh(layout.sizes, jax.devices()[:devices]),
         rules={},
+        length=LENGTH,
     )
     return program, jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))
 

@@ -1,0 +1,121 @@
+"""Gradients of a batch: at once, by microbatches one after another, or through pipeline stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from apt_jax.core.config.schema import TrainingConfig
+from apt_jax.trainops.distributed.pipeline.replay import validate
+from apt_jax.trainops.distributed.pipeline.run import Pipeline
+from apt_jax.trainops.distributed.pipeline.stage import Pieces, StepInputs, check_staged
+from apt_jax.trainops.distributed.pipeline.table import make_table
+from apt_jax.trainops.distributed.strategy import Strategy
+from apt_jax.trainops.engine.objective import Batch, Objective
+
+__all__ = ["Gradients", "StepInputs", "make_gradients"]
+
+Sums = dict[str, jax.Array]
+
+
+class Gradients(Protocol):
+    """What a step needs of a batch; traced. Sums are over tokens, see `Objective`."""
+
+    def __call__(self, params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
+        """Gradients of `inputs.scale` times the summed objective, and the sums."""
+        ...
+
+    def sums(self, params: Any, batch: Batch, inputs: StepInputs) -> Sums:
+        """The sums alone."""
+        ...
+
+
+def make_gradients(
+    model: nnx.Module, graphdef: Any, objective: Objective, strategy: Strategy, config: TrainingConfig
+) -> Gradients:
+    """The way that the strategy asks for.
+
+    Raises:
+      ModelError: pipeline stages of a model that cannot be run in pieces.
+    """
+    count = config.gradient_accumulation_steps
+    if strategy.mesh.shape["pipe"] == 1:
+        return _Accumulated(graphdef, objective, strategy, count)
+    check_staged(model)
+    layout = config.distributed
+    table = make_table(
+        layout.pipeline_schedule, strategy.mesh.shape["pipe"], count, layout.pipeline_chunks
+    )
+    validate(table)
+    pipeline = Pipeline(
+        Pieces(graphdef, objective),
+        table,
+        strategy.rules,
+        strategy.gradient_shardings,
+        # Cut sequences travel by permutes, which must not end up in a branch that some devices skip.
+        divergent=strategy.mesh.shape["context"] == 1 and not strategy.layout.sequence_parallel,
+    )
+    return _Pipelined(pipeline, strategy, count)
+
+
+@dataclass(frozen=True)
+class _Accumulated:
+    """One microbatch after another on all devices."""
+
+    graphdef: Any
+    objective: Objective
+    strategy: Strategy
+    count: int
+
+    def __call__(self, params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
+        def scaled(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            key = None if inputs.dropout_key is None else jax.random.fold_in(inputs.dropout_key, index)
+            total, sums = self.objective(nnx.merge(self.graphdef, params), micro, inputs.controls, key)
+            return total * inputs.scale, sums
+
+        gradient = jax.grad(scaled, has_aux=True)
+
+        def pinned(params: Any, micro: Batch, index: jax.Array) -> tuple[Any, Sums]:
+            grads, sums = gradient(params, micro, index)
+            return self.strategy.pin_gradients(grads), sums
+
+        if self.count == 1:
+            return pinned(params, batch, jnp.int32(0))
+        micros = microbatches(batch, self.count)
+
+        def add(carry: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, pinned(params, *xs)), None
+
+        first = jax.tree.map(lambda v: v[0], micros)
+        shapes = jax.eval_shape(gradient, params, first, jnp.int32(0))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        start = self.strategy.pin_gradients(zeros[0]), zeros[1]
+        return jax.lax.scan(add, start, (micros, jnp.arange(self.count)))[0]
+
+    def sums(self, params: Any, batch: Batch, inputs: StepInputs) -> Sums:
+        return self.objective(nnx.merge(self.graphdef, params), batch, inputs.controls, None)[1]
+
+
+@dataclass(frozen=True)
+class _Pipelined:
+    """Microbatches through pipeline stages."""
+
+    pipeline: Pipeline
+    strategy: Strategy
+    count: int
+
+    def __call__(self, params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
+        grads, sums = self.pipeline.gradients(params, microbatches(batch, self.count), inputs)
+        return self.strategy.pin_gradients(grads), sums
+
+    def sums(self, params: Any, batch: Batch, inputs: StepInputs) -> Sums:
+        return self.pipeline.sums(params, microbatches(batch, self.count), inputs)
+
+
+def microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:
+    """[B, T] -> [count, B / count, T]; every device keeps rows of its own in each microbatch."""
+    return {k: v.reshape(v.shape[0] // count, count, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
