@@ -6,14 +6,16 @@
 
 VENV    ?= .venv
 VENV312 ?= .venv312
+VENVGPU ?= .venv-gpu
 CONFIG  ?= configs/playground.py
 WORKDIR ?= runs/playground
 PYTEST  ?=
+WORKERS ?= 2
 PINS    := pyproject.toml scripts/install.sh $(wildcard constraints/*.txt)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv train test test-slow lint format test-py312 bench clean
+.PHONY: help venv train test test-slow test-gpu-compile lint format test-py312 bench clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,10 +27,13 @@ train: $(VENV)/.runtime  ## train the playground model, then examine it; again: 
 	$(VENV)/bin/apt-jax hlbd verify --workdir=$(WORKDIR)
 
 test: $(VENV)/.test  ## the fast tests
-	$(VENV)/bin/python -m pytest $(PYTEST)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST)
 
 test-slow: $(VENV)/.test  ## the slow tests as well
-	$(VENV)/bin/python -m pytest -m "slow or not slow" $(PYTEST)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "slow or not slow" $(PYTEST)
+
+test-gpu-compile: $(VENVGPU)/.test  ## compile for NVIDIA GPUs, without one, and check memory and collectives
+	$(VENVGPU)/bin/python -m pytest -m slow -k h100 $(PYTEST)
 
 lint: $(VENV)/.dev  ## style, types, and who may import whom
 	$(VENV)/bin/ruff check .
@@ -44,7 +49,7 @@ test-py312:  ## the fast tests under Python 3.12 with its newer jax, where 3.12 
 
 .PHONY: run-py312
 run-py312: $(VENV312)/.dev312
-	$(VENV312)/bin/python -m pytest $(PYTEST)
+	$(VENV312)/bin/python -m pytest -n $(WORKERS) $(PYTEST)
 
 bench: $(VENV)/.test  ## tokens per second and memory beside transformers on this CPU
 	$(VENV)/bin/python -m benchmarks.train_cpu
@@ -65,6 +70,10 @@ $(VENV)/.dev: $(PINS)
 $(VENV)/.test: $(PINS)
 	scripts/install.sh $(VENV) dev,parity
 	@touch $(VENV)/.runtime $(VENV)/.dev $@
+
+$(VENVGPU)/.test: $(PINS)
+	scripts/install.sh $(VENVGPU) dev,gpu_compile
+	@touch $@
 
 $(VENV312)/.dev312: $(PINS)
 	PYTHON= scripts/install.sh $(VENV312) dev 3.12

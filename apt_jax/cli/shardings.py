@@ -90,15 +90,15 @@ def _as_json(report: ShardingReport, config: Config) -> dict[str, object]:
 
 
 def _header(report: ShardingReport, config: Config) -> list[str]:
-    mesh = " × ".join(f"{axis} {size}" for axis, size in report.sizes.items() if size > 1) or "1"
+    sizes = " × ".join(f"{axis} {size}" for axis, size in report.sizes.items() if size > 1)
+    mesh = f"mesh {sizes} = {report.devices} devices" if sizes else "one device"
     size, key = _vocabulary(config)
-    upper = "" if key.startswith("model.") else ", which the trained tokenizer may stay below"
+    origin = f"at most: {key}" if key.startswith("data.") else key
     stage = f", zero stage {report.zero_stage}" if report.sizes["fsdp"] > 1 else ""
     sequence = ", sequence parallel" if report.sequence_parallel else ""
     return [
-        f"{config.profile.name}: strategy {report.strategy}{stage}{sequence}; mesh {mesh} = {report.devices} device(s)",
-        f"{report.num_params:,} parameters; vocabulary {size:,} (from {key}{upper}); "
-        f"optimizer {config.training.optimizer}",
+        f"{config.profile.name}: strategy {report.strategy}{stage}{sequence}; {mesh}",
+        f"{report.num_params:,} parameters; vocabulary {size:,} ({origin}); optimizer {config.training.optimizer}",
     ]
 
 

@@ -99,6 +99,12 @@ def _sequence(config: Config) -> Iterator[Problem]:
             f"{layout.context_parallel} with context_method={layout.context_method} cuts a row of {length} tokens "
             f"into {pieces} pieces; make data.sequence_length a multiple of that",
         )
+    if layout.context_parallel > 1 and layout.context_method != "ulysses" and config.model.attention_kernel != "auto":
+        yield Problem(
+            "model.attention_kernel",
+            f"'{config.model.attention_kernel}' cannot be used with context_method={layout.context_method}, which "
+            "brings its own; use auto, or context_method=ulysses",
+        )
     if layout.sequence_parallel or layout.strategy == "sequence":
         cut = layout.context_parallel * layout.tensor_parallel
         if length % cut:

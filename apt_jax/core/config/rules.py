@@ -16,7 +16,6 @@ from apt_jax.core.config.schema import Config, ModelConfig
 from apt_jax.core.config.values import show
 from apt_jax.core.errors import did_you_mean, unknown_name
 
-
 __all__ = ["ROPE_TYPES", "STRATEGIES", "Problem", "problems"]
 
 # rope_type -> (keys it needs, further keys it takes); names and meaning as in Hugging Face configs.

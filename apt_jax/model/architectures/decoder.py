@@ -22,7 +22,6 @@ from apt_jax.model.layers.norm import RMSNorm
 from apt_jax.model.layers.rope import make_rope
 from apt_jax.model.layers.stack import RematPolicy, resolve_remat, run_layers, stack_layers
 
-
 _KeysValues = tuple[jax.Array, jax.Array]  # k_LBSKH, v_LBSKH
 
 
@@ -112,8 +111,8 @@ class Decoder(nnx.Module):
             x_BTD, _, aux = self._run(self.begin(tokens_BT), mask, length, 0, controls, dropout_key)
             return self.finish(x_BTD, aux)
         mask, cache = _extend_mask(cache, (batch, length), positions_BT, segment_ids_BT, self.config)
-        kv = cache.k_LBSKH, cache.v_LBSKH
-        x_BTD, kv, aux = self._run(self.begin(tokens_BT), mask, cache.length, 0, controls, dropout_key, (kv, cache.index))
+        cached = (cache.k_LBSKH, cache.v_LBSKH), cache.index
+        x_BTD, kv, aux = self._run(self.begin(tokens_BT), mask, cache.length, 0, controls, dropout_key, cached)
         assert kv is not None
         cache = cache.replace(  # pyright: ignore[reportAttributeAccessIssue]
             k_LBSKH=kv[0], v_LBSKH=kv[1], index=cache.index + length

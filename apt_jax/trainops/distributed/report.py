@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from apt_jax.trainops.distributed.strategy import Strategy
 
@@ -35,7 +35,7 @@ class Bytes:
 
     Attributes:
       parameters: the weights.
-      gradients: what a step's gradients are summed up in.
+      gradients: what a step's gradients are summed up in, over its microbatches.
       optimizer: the optimizer's state.
     """
 
@@ -164,10 +164,9 @@ def _place(
     axes = strategy.axes
     for key in name:
         axes = axes[key]
-    spec = (*where.spec, *(None,) * (len(x.shape) - len(where.spec)))
-    mesh_axes = tuple(() if p is None else (p,) if isinstance(p, str) else tuple(p) for p in spec)
+    mesh_axes = _mesh_axes(where, len(x.shape))
     copies = strategy.mesh.size // math.prod(strategy.mesh.shape[a] for part in mesh_axes for a in part)
-    held, held_gradient = _sizes(x, where), _sizes(x, gradient)
+    held, held_gradient = _sizes(x, where), _sizes(x, _accumulator(name, gradient))
     return Placement(
         path=".".join(name),
         shape=tuple(x.shape),
@@ -178,6 +177,19 @@ def _place(
         per_device=Bytes(held[0], held_gradient[0], optimizer[0]),
         whole=Bytes(held[1], held_gradient[1], optimizer[1]),
     )
+
+
+def _mesh_axes(where: NamedSharding, ndim: int) -> tuple[tuple[str, ...], ...]:
+    spec = (*where.spec, *(None,) * (ndim - len(where.spec)))
+    return tuple(() if p is None else (p,) if isinstance(p, str) else tuple(p) for p in spec)
+
+
+def _accumulator(name: tuple[str, ...], gradient: NamedSharding) -> NamedSharding:
+    """Outside of the layers every pipeline stage sums up on its own, and the sums are added at the end."""
+    if name[0] == "layers":
+        return gradient
+    kept = [tuple(axis for axis in cut if axis != "pipe") for cut in _mesh_axes(gradient, len(gradient.spec))]
+    return NamedSharding(gradient.mesh, PartitionSpec(*(cut or None for cut in kept)))
 
 
 def _sizes(x: Any, where: Any) -> tuple[int, int]:

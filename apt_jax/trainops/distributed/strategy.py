@@ -118,11 +118,15 @@ class Strategy:
             return tree
         return _map_layers(self._abstract_joined, tree, 2)
 
-    def from_saved(self, saved: Tree, shardings: Tree) -> Tree:
-        """A state from its saved form, placed as `shardings` say."""
+    def from_saved(self, saved: Tree, target: Tree) -> Tree:
+        """A state from its saved form, shaped and placed as the shapes in `target` say."""
         if self.rows == 1:
             return saved
-        return jax.jit(lambda tree: _map_layers(self._split, tree, 1), out_shardings=shardings)(saved)
+        shardings = jax.tree.map(lambda x: x.sharding, target)
+        reshape = jax.jit(
+            lambda tree: jax.tree.map(lambda w, like: w.reshape(like.shape), tree, target), out_shardings=shardings
+        )
+        return reshape(saved)
 
     def _split(self, w: jax.Array) -> jax.Array:
         return w.reshape(self.rows, w.shape[0] // self.rows, *w.shape[1:])

@@ -71,7 +71,7 @@ class Watch:
         self._peers, self._coordinator, self._interval = peers, coordinator, interval
         self._state, self._kind = _RUN, ""
         self._beats = 0
-        self._wake, self._over = threading.Event(), threading.Event()
+        self._over = threading.Event()
         self._silent: dict[int, int] = {}  # beats missed, by process
         self._seen: dict[int, str] = {}
         self._info: dict[int, str] = {}

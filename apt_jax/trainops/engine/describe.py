@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import jax
 
 from apt_jax.core.config import Config
+from apt_jax.trainops.distributed.pipeline.cost import Costs, bubble
+from apt_jax.trainops.distributed.pipeline.table import make_table
 from apt_jax.trainops.engine.context import RunContext
+from apt_jax.trainops.engine.program import Program
 from apt_jax.trainops.engine.setup import Setup
 from apt_jax.trainops.monitoring import RunHeader, batch_arithmetic
 from apt_jax.trainops.monitoring.env import versions
@@ -25,10 +28,13 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
     shards = setup.program.strategy.rules.ways("batch")
     device = mesh.devices.flat[0]
     kernel, reason = setup.kernel
+    if mesh.shape["context"] > 1 and (method := training.distributed.context_method) != "ulysses":
+        kernel, reason = method, "the sequence is cut over devices"
     return RunHeader(
         name=config.profile.name,
         devices=f"{mesh.size} of {jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",
         mesh=dict(mesh.shape),
+        strategy=_strategy(config, setup.program) if mesh.size > 1 else "",
         versions=versions(("jax", "flax", "optax")),
         plugins=tuple(f"{p['name']} {p['version']}" for p in run.plugins),
         parameters=run.num_params,
@@ -50,3 +56,24 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
         ),
         determinism=f"bitwise on {device.device_kind}, jaxlib {metadata.version('jaxlib')}, this mesh",
     )
+
+
+def _strategy(config: Config, program: Program) -> str:
+    """What the strategy came to, beyond the sizes of the mesh."""
+    layout, chosen, mesh = program.layout, config.training.distributed, program.mesh.shape
+    parts = [layout.strategy if chosen.strategy != "auto" else f"auto: {layout.strategy}"]
+    if layout.zero_stage < 3 and mesh["fsdp"] > 1:
+        parts.append(f"parameters whole, {'optimizer state' if layout.zero_stage == 1 else 'gradients'} cut over fsdp")
+    if layout.sequence_parallel:
+        parts.append("norms and residuals cut along the sequence over tensor")
+    if mesh["context"] > 1:
+        parts.append(f"attention by {chosen.context_method}")
+    if mesh["pipe"] > 1:
+        microbatches = config.training.gradient_accumulation_steps
+        table = make_table(chosen.pipeline_schedule, mesh["pipe"], microbatches, chosen.pipeline_chunks)
+        chunks = f" of {chosen.pipeline_chunks} chunks" if chosen.pipeline_chunks > 1 else ""
+        parts.append(
+            f"{chosen.pipeline_schedule} pipeline, {mesh['pipe']} stages{chunks}, {microbatches} microbatches, "
+            f"bubble {float(bubble(table, Costs())):.0%}"
+        )
+    return "; ".join(parts)

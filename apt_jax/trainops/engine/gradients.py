@@ -85,7 +85,7 @@ class _Accumulated:
 
         if self.count == 1:
             return pinned(params, batch, jnp.int32(0))
-        micros = microbatches(batch, self.count)
+        micros = {k: v.swapaxes(0, 1) for k, v in _columns(batch, self.count).items()}
 
         def add(carry: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, carry, pinned(params, *xs)), None
@@ -109,13 +109,13 @@ class _Pipelined:
     count: int
 
     def __call__(self, params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
-        grads, sums = self.pipeline.gradients(params, microbatches(batch, self.count), inputs)
+        grads, sums = self.pipeline.gradients(params, _columns(batch, self.count), inputs)
         return self.strategy.pin_gradients(grads), sums
 
     def sums(self, params: Any, batch: Batch, inputs: StepInputs) -> Sums:
-        return self.pipeline.sums(params, microbatches(batch, self.count), inputs)
+        return self.pipeline.sums(params, _columns(batch, self.count), inputs)
 
 
-def microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:
-    """[B, T] -> [count, B / count, T]; every device keeps rows of its own in each microbatch."""
-    return {k: v.reshape(v.shape[0] // count, count, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+def _columns(batch: Batch, count: int) -> dict[str, jax.Array]:
+    """[B, T] -> [B / count, count, T]: microbatch m is column m, and every device keeps rows of its own in each."""
+    return {k: v.reshape(v.shape[0] // count, count, *v.shape[1:]) for k, v in batch.items()}

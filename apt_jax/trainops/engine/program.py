@@ -145,7 +145,7 @@ class Program:
 
     def loaded_state(self, saved: TrainState) -> TrainState:
         """The state of a restored `saved_state`."""
-        return self.strategy.from_saved(saved, self.state_sharding)
+        return self.strategy.from_saved(saved, self.abstract_state())
 
     def model(self, params: Any) -> nnx.Module:
         """The NNX model holding `params`."""

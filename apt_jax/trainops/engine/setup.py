@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,12 +13,13 @@ import optax
 from flax import nnx
 
 from apt_jax.core.config import Config
-from apt_jax.core.errors import PluginError
+from apt_jax.core.config.parallel_rules import parallel
+from apt_jax.core.errors import ConfigError, PluginError
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.build import build_model
 from apt_jax.model.optim.groups import ParamGroups
 from apt_jax.model.optim.optimizers import gradient_transforms
-from apt_jax.trainops.distributed.layout import resolve_layout
+from apt_jax.trainops.distributed.layout import Layout, resolve_layout
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.engine.objective import Objective
 from apt_jax.trainops.engine.precision import DTYPES, compute_dtype
@@ -92,6 +93,7 @@ def build_setup(
         config.model,
         training.gradient_accumulation_steps,
     )
+    _check_sizes(config, layout)
     mesh = make_mesh(layout.sizes, devices, slices=training.distributed.slices)
     schedule = plugins.registry("schedules").make(training.lr_schedule, training)
     program = Program(
@@ -121,6 +123,15 @@ def build_setup(
 
     kernel = getattr(abstract, "kernel_name", "own"), getattr(abstract, "kernel_reason", "the model's choice")
     return Setup(program, init_params, dtype, kernel)
+
+
+def _check_sizes(config: Config, layout: Layout) -> None:
+    """The config's own rules again, for the sizes that the strategy chose; raises ConfigError."""
+    names = {"pipe": "pipeline"}
+    sizes = {f"{names.get(axis, axis)}_parallel": size for axis, size in layout.sizes.items()}
+    chosen = replace(config.training.distributed, **sizes)
+    for key, text in parallel(replace(config, training=replace(config.training, distributed=chosen))):
+        raise ConfigError(f"{key}: {text}")
 
 
 def _make_optimizer(

@@ -240,7 +240,8 @@ class Trainer:
         def save(step: int, current: TrainState, eval_loss: float | None, forced: bool) -> None:
             improved = eval_loss is not None and eval_loss == early.best and config.checkpoints.keep_best
             if checkpoints and (forced or improved or checkpoints.due(step)):
-                checkpoints.save(step, program.saved_state(current), self._meta(data, step, early, log.tokens), eval_loss)
+                meta = self._meta(data, step, early, log.tokens)
+                checkpoints.save(step, program.saved_state(current), meta, eval_loss)
 
         began = time.perf_counter()
         plan = LoopPlan(

@@ -14,6 +14,7 @@ class RunHeader:
       name: profile or experiment name.
       devices: e.g. "8 x cpu".
       mesh: axis -> size; axes of size 1 are left out of the display.
+      strategy: how the run is spread over them.
       versions: package -> version, jax first.
       plugins: name and version of each active plugin, in order.
       parameters: number of weights.
@@ -37,6 +38,7 @@ class RunHeader:
     resume: str = "new run"
     architecture: str = ""
     mesh: Mapping[str, int] = field(default_factory=dict)
+    strategy: str = ""
     plugins: tuple[str, ...] = ()
     kernels: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class RunHeader:
             ("workdir", self.workdir),
             ("devices", self.devices),
             ("mesh", mesh or ("one device" if self.mesh else "")),
+            ("strategy", self.strategy),
             ("versions", ", ".join(f"{k} {v}" for k, v in self.versions.items())),
             ("plugins", ", ".join(self.plugins) or "none"),
             ("model", self.architecture),

@@ -38,8 +38,9 @@ MODEL = ModelConfig(
 
 
 def layout(strategy: str = "hybrid", **sizes: Any) -> DistributedConfig:
-    short = {"pipe": "pipeline", "data": "data", "fsdp": "fsdp", "context": "context", "tensor": "tensor"}
-    return DistributedConfig(strategy=strategy, **{f"{short[k]}_parallel" if k in short else k: v for k, v in sizes.items()})
+    axes = {"pipe": "pipeline", "data": "data", "fsdp": "fsdp", "context": "context", "tensor": "tensor"}
+    keys = {name: f"{axes[name]}_parallel" if name in axes else name for name in sizes}
+    return DistributedConfig(strategy=strategy, **{keys[name]: value for name, value in sizes.items()})
 
 
 LAYOUTS = {
@@ -77,7 +78,8 @@ def sgd_or_adam(groups: Any) -> optax.GradientTransformation:
     adamw = optax.adamw(1e-3, weight_decay=0.1, mask=groups.matrices)
 
     def init(params: Any) -> Any:
-        return {"adam": jnp.bool_(False), "gradient": jax.tree.map(jnp.zeros_like, params), "moments": adamw.init(params)}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return {"adam": jnp.bool_(False), "gradient": zeros, "moments": adamw.init(params)}
 
     def update(grads: Any, state: Any, params: Any = None) -> Any:
         steps, moments = adamw.update(grads, state["moments"], params)
@@ -176,7 +178,7 @@ def test_dropout_is_the_same_in_pipeline_stages():
         program, params = make_program(
             training, model=model, devices=devices, distributed=distributed, make_optimizer=sgd_or_adam
         )
-        state, metrics = program.train_step(program.init_state(params), program.put_batch(make_batch(0, ROWS)))
+        _, metrics = program.train_step(program.init_state(params), program.put_batch(make_batch(0, ROWS)))
         losses.append(float(metrics["loss"]))
     plain, _ = make_program(training, model=MODEL, devices=1, make_optimizer=sgd_or_adam)
     _, metrics = plain.train_step(plain.init_state(params), plain.put_batch(make_batch(0, ROWS)))

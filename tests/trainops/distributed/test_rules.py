@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 import jax
@@ -68,7 +67,9 @@ def test_a_plugin_may_replace_a_rule():
 def test_unknown_names_are_errors(rules):
     with pytest.raises(ConfigError, match=r"^parameter a: unknown logical axis 'embd' \(did you mean 'embed'\?\)"):
         rules.spec(("embd",), what="parameter a")
-    with pytest.raises(ConfigError, match="^sharding rule 'x': unknown mesh axis 'tensr'; available: pipe, data, fsdp"):
+    with pytest.raises(
+        ConfigError, match=r"^sharding rule 'x': unknown mesh axis 'tensr'; available: pipe, data, fsdp"
+    ):
         make_rules(rules.mesh, {"x": ("tensr",)})
 
 
@@ -149,11 +150,6 @@ def test_tensor_and_pipeline_devices_see_the_same_rows():
 
 
 # Activations, `apt_jax.core.logical`.
-
-
-def constraints(f, *args):
-    """Specs of all sharding constraints in `f`'s program."""
-    return re.findall(r"sharding=NamedSharding\(.*?spec=(P\(.*?\)), memory_kind", str(jax.make_jaxpr(f)(*args)))
 
 
 def pinned(axes, rules):

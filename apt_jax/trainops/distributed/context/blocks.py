@@ -111,8 +111,8 @@ def gradients(
 
         def tile(d: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             k, v = _get_pair(kv_CBs2KH, d)
-            logits, allowed = _logits(q, k, queries, keys, c, d, scale, window)
-            p_BKGts = jnp.where(allowed, jnp.exp(logits - lse), 0.0)
+            logits, _ = _logits(q, k, queries, keys, c, d, scale, window)
+            p_BKGts = jnp.exp(logits - lse)  # 0 where hidden: lse is finite even if nothing was seen
             dp_BKGts = _einsum("BtKGH,BsKH->BKGts", do, v)
             dlogits_BKGts = (p_BKGts * (dp_BKGts - delta) * scale).astype(q.dtype)
             dk_BsKH = _einsum("BKGts,BtKGH->BsKH", dlogits_BKGts, q)

@@ -91,7 +91,7 @@ class Pipeline:
 
         Args:
           params: nested dict.
-          micros: batch arrays [M, B / M, T].
+          micros: batch arrays [B / M, M, T]: microbatch m is column m, so that nothing is copied.
           inputs: the step's.
         """
         specs = self._specs(params)
@@ -140,7 +140,7 @@ class _Stage:
         self.depth = jax.tree.leaves(self.layers)[0].shape[1]
         self.trains = any(op is not Op.FORWARD for ops in table.slot_ops for op in ops)
         self._mesh, self._shardings = pipeline.rules.mesh, pipeline.gradient_shardings
-        first = jax.tree.map(lambda a: a[0], micros)
+        first = jax.tree.map(lambda a: a[:, 0], micros)
         self._flow = jax.eval_shape(self.pieces.begin, self.rest, self._chunk(0), first)
         self._sums = jax.eval_shape(self._loss, self.rest, self._flow, first)[1]
         self._sinks = self._sink_shapes(first) if table.deferred_size else {}
@@ -282,7 +282,7 @@ class _Stage:
         return self.pieces.loss(rest, flow, self._chunk(0), micro, self.inputs)
 
     def _micro(self, cell: _Cell) -> Tree:
-        return jax.tree.map(lambda a: a[cell.micro], self.micros)
+        return jax.tree.map(lambda a: a[:, cell.micro], self.micros)
 
     def _chunk(self, chunk: int | jax.Array) -> Tree:
         return jax.tree.map(lambda w: w[chunk], self.layers)
