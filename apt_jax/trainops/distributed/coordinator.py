@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-_LINGER = 20.0  # seconds it outlives process 0, in which the others find out and say so
+_LINGER = 20.0  # seconds it may outlive process 0, in which the others find out and say so
 _PORT_WAIT = 2 * _LINGER  # an earlier run of the same job may linger on the port; APT_PORT_WAIT replaces it
 
 
@@ -80,6 +80,23 @@ def _await_port(port: int) -> None:
         time.sleep(0.2)
 
 
+def _linger(port: int) -> None:
+    """Waits until nobody is connected any more, so that the job can be started again at once."""
+    deadline = time.monotonic() + _LINGER
+    while time.monotonic() < deadline and _connections(port) != 0:
+        time.sleep(0.3)
+
+
+def _connections(port: int) -> int | None:
+    """Open connections to a port of this host; None where Linux's table of them is missing."""
+    try:
+        table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+    except OSError:
+        return None
+    lines = [line.split() for line in table.splitlines()]
+    return sum(words[1].endswith(f":{port:04X}") and words[3] == "01" for words in lines)
+
+
 def _serve(address: str, num_processes: int, heartbeat_timeout: int, shutdown_timeout: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # job managers signal every process of a job
@@ -100,7 +117,7 @@ def _serve(address: str, num_processes: int, heartbeat_timeout: int, shutdown_ti
     print("ready", flush=True)
     orderly = sys.stdin.readline()  # blocks until process 0 says so, or is gone
     if not orderly:
-        select.select([], [], [], _LINGER)
+        _linger(int(address.rpartition(":")[2]))
         os._exit(0)
     service.shutdown()
 

@@ -25,7 +25,7 @@ from apt_jax.core.errors import AptError
 from apt_jax.trainops.distributed.peers import PeerError, Peers
 
 INTERVAL = 1.0  # seconds between beats
-SILENT_BEATS = 8  # beats missed before a process counts as lost
+SILENT_BEATS = 11  # beats missed before a process counts as lost; tracing a large model may hold up a few
 # Seconds for the main thread to notice by itself. When a process is lost, jax aborts this one soon; when one
 # failed, this one is often about to fail of the same.
 _GRACE = {"lost": 1.5, "failed": 6.0}

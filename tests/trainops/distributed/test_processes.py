@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 
 import pytest
 from hypothesis import given
@@ -177,3 +178,16 @@ def test_a_port_in_use_is_not_shared(monkeypatch):
         monkeypatch.setenv("APT_PORT_WAIT", "0.5")
         with pytest.raises(OSError, match="in use"):
             Coordinator(f"[::]:{other.getsockname()[1]}", 2, heartbeat_timeout=15, shutdown_timeout=5)
+
+
+def test_the_service_outlives_process_0_only_while_someone_is_connected():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    service = Coordinator(f"[::]:{port}", 2, heartbeat_timeout=15, shutdown_timeout=5)
+    child = service._process
+    with socket.create_connection(("127.0.0.1", port)):
+        child.stdin.close()  # what the kernel does when process 0 is killed
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(2)
+    assert child.wait(5) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,18 +40,31 @@ def make_program(
     *,
     model: ModelConfig = MODEL,
     dtype=jnp.float32,
-    devices: int = 1,
+    devices: int | Sequence[Any] = 1,
     distributed: DistributedConfig | None = None,
     terms=None,
     make_optimizer=None,
     architecture=llama,
+    length: int = LENGTH,
+    abstract: bool = False,
 ):
-    """Returns (program, initial parameters)."""
-    module = architecture(model, VOCAB, nnx.Rngs(0), dtype=dtype)
+    """Returns (program, initial parameters).
+
+    Args:
+      devices: so many of those present, or the devices themselves, which may be of a topology to compile for.
+      length: tokens of a row.
+      abstract: makes no parameters, only their shapes: for programs that are compiled and never run.
+    """
+
+    def make() -> nnx.Module:
+        return architecture(model, VOCAB, nnx.Rngs(0), dtype=dtype)
+
+    module = nnx.eval_shape(make) if abstract else make()
+    devices = jax.devices()[:devices] if isinstance(devices, int) else devices
     schedule = schedules.cosine(training)
     if distributed is not None:
         training = replace(training, distributed=distributed)
-    layout = resolve_layout(training.distributed, devices, 0)
+    layout = resolve_layout(training.distributed, len(devices), 0)
     program = Program(
         module,
         objective=Objective(cross_entropy, terms or {}, training),
@@ -60,11 +75,12 @@ def make_program(
         config=training,
         dtype=jnp.dtype(dtype),
         layout=layout,
-        mesh=make_mesh(layout.sizes, jax.devices()[:devices]),
+        mesh=make_mesh(layout.sizes, devices),
         rules={},
-        length=LENGTH,
+        length=length,
     )
-    return program, jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))
+    params = nnx.to_pure_dict(nnx.state(module))
+    return program, params if abstract else jax.tree.map(np.asarray, params)
 
 
 def make_batch(seed: int, rows: int = 8) -> dict[str, np.ndarray]:
