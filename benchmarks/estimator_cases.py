@@ -45,6 +45,7 @@ FITTING_MODELS = {
     "740M": _sizes("qwen3", 1536, 24, 12, 4, 4608, 65_536, 1024),
     "900M-apt": _sizes("apt", 1536, 24, 12, 12, 4096, 40_960, 512, True),
     "5B": _sizes("llama", 3584, 28, 28, 4, 9728, 100_352, 1024),
+    "40B": _sizes("llama", 7168, 64, 56, 8, 20_480, 131_072, 1024),
     "22B": _sizes("llama", 6144, 48, 48, 8, 16_384, 49_152, 1024),
 }
 VALIDATION_MODELS = {
@@ -92,6 +93,8 @@ def fitting() -> Iterator[Case]:
     yield _case("remat", "740M", 8, "fsdp", 32, remat="dots")
     yield _case("remat", "740M", 8, "fsdp", 32, remat="attention")
     yield _case("fp32", "60M", 8, "ddp", 64, dtype="fp32")
+    yield _case("fp32", "740M", 8, "fsdp", 16, dtype="fp32", length=512)
+    yield _case("length", "200M", 8, "fsdp", 8, length=4096)
     yield _case("accumulation", "200M", 8, "fsdp", 32, accumulate=2, chunk=4096)
     yield _case("zero", "740M", 8, "zero1", 16)
     yield _case("zero", "740M", 8, "zero2", 16, accumulate=2)
@@ -100,8 +103,13 @@ def fitting() -> Iterator[Case]:
     yield _case("apt", "900M-apt", 8, "fsdp", 64)
     yield _case("fsdp", "5B", 8, "fsdp", 8)
     yield _case("fsdp", "22B", 64, "fsdp", 64)
+    yield _case("fsdp", "40B", 64, "fsdp", 64)
     yield _case("pipeline", "740M", 8, "hybrid", 32, pipe=4, accumulate=8)
     yield _case("pipeline", "5B", 8, "hybrid", 16, pipe=2, fsdp=2, tensor=2, accumulate=4, schedule="zero_bubble")
+    yield _case("pipeline", "740M", 8, "hybrid", 32, pipe=2, fsdp=4, accumulate=4)
+    yield _case(
+        "pipeline", "200M", 8, "hybrid", 32, pipe=2, data=2, tensor=2, accumulate=4, schedule="interleaved", chunks=2
+    )
     yield _case("context", "740M", 8, "context", 4, fsdp=2, context=4, length=4096)
 
 
@@ -153,4 +161,6 @@ def validation() -> Iterator[Case]:
     yield _case("pipeline", "8B", 16, "hybrid", 16, pipe=4, fsdp=2, tensor=2, accumulate=8)
     yield _case("pipeline", "1B", 8, "hybrid", 16, pipe=2, fsdp=4, accumulate=4, schedule="zero_bubble")
     yield _case("pipeline", "175B", 64, "hybrid", 32, pipe=8, tensor=8, accumulate=32)
+    yield _case("length", "1B", 8, "fsdp", 8, length=4096)
+    yield _case("length", "8B", 64, "fsdp", 64, length=8192)
     yield _case("context", "1B", 8, "context", 4, fsdp=2, context=4, length=4096)

@@ -1,51 +1,102 @@
-"""Show what a layout means before anything runs: the pipeline's schedule."""
+"""Show what a run would need before anything runs: the compiled step of a target, or a pipeline's schedule."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apt_jax.cli.arguments import Parser, UsageError
 from apt_jax.core.config import parse_command_line
 from apt_jax.core.errors import ConfigError
+from apt_jax.core.registry import load_plugins
 
 if TYPE_CHECKING:
     from apt_jax.trainops.distributed.pipeline.table import TickTable
+    from apt_jax.trainops.plan import Plan
 
+DOES_NOT_FIT = 1  # exit code
 PAGE_WIDTH = 120  # characters, where there is no terminal that has a width
 
 _DESCRIPTION = """\
-Show what a layout means before anything runs; needs no accelerator.
+Show what a run would need before anything runs; needs no accelerator.
 
+--target=DEVICE:COUNT --config=PROFILE [--config.KEY=VALUE …] [--plot=FILE]
+    compile the real train step for the device, as h100:16, v5p:4x4x4 or cpu:8, and show memory by cause, FLOPs,
+    collectives and the least time of a step. Where it does not fit, changes that might make it fit are tried by
+    the compiler, and the exit code is 1. The compilers: pip install '.[gpu_compile]' for NVIDIA, libtpu for TPU.
 --show-schedule --config=PROFILE [--config.KEY=VALUE …]    the schedule of a profile's pipeline
 --show-schedule --stages=P --microbatches=M [--schedule=NAME] [--chunks=V]    any other"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0; sizes that make no pipeline are raised as ConfigError."""
+    """Returns 0, or 1 for a plan that does not fit; what cannot be planned is raised as an AptError."""
     parser = Parser("plan", _DESCRIPTION)
     parser.add_argument(
         "--show-schedule", action="store_true", help="which pipeline stage does what when, its bubble and memory"
+    )
+    parser.add_argument("--target", metavar="DEVICE:COUNT", help="compile the train step for these devices")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="with --target: draw it as well (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--no-changes", action="store_true", help="with --target: where it does not fit, try no changes"
     )
     parser.add_argument("--config", metavar="PROFILE", help="a shipped name, .py or .yaml file")
     parser.add_argument("--schedule", metavar="NAME", help="gpipe, 1f1b, interleaved, zero_bubble (the config's; 1f1b)")
     parser.add_argument("--stages", type=_size, metavar="P", help="pipeline stages (pipeline_parallel)")
     parser.add_argument("--microbatches", type=_size, metavar="M", help="per step (gradient_accumulation_steps)")
     parser.add_argument("--chunks", type=_size, metavar="V", help="groups of layers per stage (pipeline_chunks; 1)")
-    parser.add_argument("--json", action="store_true", help="the schedule's table and figures as JSON")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
     arguments, overrides = parser.parse_known_args(argv)
+    if arguments.target is not None:
+        return _plan(arguments, overrides)
     if not arguments.show_schedule:
-        raise UsageError("apt-jax plan: nothing to show; --show-schedule, the pipeline's schedule, is what it can show")
+        raise UsageError("apt-jax plan: nothing to show; give --target=DEVICE:COUNT, or --show-schedule")
+    if arguments.plot is not None:
+        raise UsageError("apt-jax plan --show-schedule: --plot draws a plan; give --target=DEVICE:COUNT instead")
     table = _table(arguments, overrides)
     if arguments.json:
         print(json.dumps(_report(table)))
     else:
         _print(table)
     return 0
+
+
+def _plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if arguments.show_schedule:
+        raise UsageError("apt-jax plan: --show-schedule and --target are two commands; leave one of the two out")
+    schedule = ("schedule", "stages", "microbatches", "chunks")
+    if given := [f"--{name}" for name in schedule if getattr(arguments, name) is not None]:
+        raise UsageError(f"apt-jax plan --target: {given[0]} belongs to --show-schedule; leave one of the two out")
+    if arguments.config is None:
+        raise UsageError("apt-jax plan --target: --config=PROFILE missing")
+    if arguments.plot is not None and not arguments.plot.absolute().parent.is_dir():
+        raise UsageError(f"apt-jax plan --plot={arguments.plot}: no such folder; create it first")
+    config = parse_command_line([f"--config={arguments.config}", *overrides]).validated
+    chosen = config.plugins
+    plugins = load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
+    from apt_jax.vgpu.scheduler import parse_target
+
+    target = parse_target(arguments.target, plugins)
+    # A plan takes hold of no accelerator: whatever runs on one here goes on undisturbed.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from apt_jax.trainops.plan import make_plan, render
+    from apt_jax.trainops.plan.changes import try_changes
+
+    plan: Plan = make_plan(config, plugins, target)
+    if not plan.fits and not arguments.no_changes:
+        plan = replace(plan, remedies=try_changes(plan, config, plugins, target))
+    if arguments.plot is not None:
+        from apt_jax.trainops.plan.picture import draw_plan
+
+        draw_plan(plan, arguments.plot)
+    print(json.dumps(plan.to_json(), ensure_ascii=False) if arguments.json else render(plan))
+    return 0 if plan.fits else DOES_NOT_FIT
 
 
 def _table(arguments: argparse.Namespace, overrides: Sequence[str]) -> TickTable:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,12 @@ class AxisRules:
     attend: Callable[..., jax.Array] | None = None
 
     def spec(
-        self, axes: LogicalAxes, shape: Sequence[int] | None = None, what: str = "array"
+        self,
+        axes: LogicalAxes,
+        shape: Sequence[int] | None = None,
+        what: str = "array",
+        *,
+        taken: Collection[str] = (),
     ) -> PartitionSpec:
         """Maps logical axes to a `PartitionSpec`.
 
@@ -47,11 +52,12 @@ class AxisRules:
           axes: one logical name (or None: replicated) per dimension.
           shape: sizes to check divisibility against; None skips the check.
           what: the array's name for the error message.
+          taken: mesh axes that are not to be used.
 
         Raises:
           ConfigError: an unknown logical axis, or a size its mesh axes do not divide.
         """
-        used: set[str] = set()
+        used = set(taken)
         parts: list[tuple[str, ...] | None] = []
         for dim, axis in enumerate(axes):
             if axis is None:
@@ -65,7 +71,7 @@ class AxisRules:
             if shape is not None and shape[dim] % ways:
                 raise ConfigError(
                     f"{what}: dimension {dim} ({axis}) has size {shape[dim]}, which mesh axes "
-                    f"{'×'.join(mesh_axes)} = {ways} do not divide; change the size or training.distributed"
+                    f"{'×'.join(mesh_axes)} = {ways} do not divide; {_remedy(axis, shape[dim], ways)}"
                 )
             parts.append(mesh_axes or None)
         while parts and parts[-1] is None:
@@ -81,6 +87,12 @@ class AxisRules:
     ) -> NamedSharding:
         """As `spec`, bound to the mesh."""
         return NamedSharding(self.mesh, self.spec(axes, shape, what))
+
+
+def _remedy(axis: str, size: int, ways: int) -> str:
+    if axis == "vocab":
+        return f"set model.vocab_size={-(-size // ways) * ways}, which pads the table"
+    return "change the size or training.distributed"
 
 
 _rules: contextvars.ContextVar[AxisRules | None] = contextvars.ContextVar("apt_jax_axis_rules", default=None)
@@ -101,21 +113,15 @@ def rules_in_force() -> AxisRules | None:
     return _rules.get()
 
 
-def auto_mesh(mesh: Mesh) -> Any:
+def auto_mesh(mesh: Any) -> Any:
     """`mesh` as the code being traced sees it: inside a `shard_map`, the axes it took are manual."""
     abstract = jax.sharding.get_abstract_mesh()
     return mesh if abstract.empty else abstract
 
 
-def _auto_only(spec: PartitionSpec, mesh: Any) -> PartitionSpec:
-    """Drops the axes that an enclosing `shard_map` has already taken, and `pipe`, which cuts no activation."""
-    taken = {*getattr(mesh, "manual_axes", ()), "pipe"}
-
-    def free(part: Any) -> Any:
-        names = () if part is None else (part,) if isinstance(part, str) else part
-        return tuple(name for name in names if name not in taken) or None
-
-    return PartitionSpec(*map(free, spec))
+def _taken(mesh: Any) -> set[str]:
+    """The axes that an enclosing `shard_map` has already taken, and `pipe`, which cuts no activation."""
+    return {*getattr(mesh, "manual_axes", ()), "pipe"}
 
 
 def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
@@ -124,13 +130,34 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     if rules is None or rules.mesh.size == 1:
         return x
     mesh = auto_mesh(rules.mesh)
-    spec = _auto_only(rules.spec(axes, x.shape, "activation"), mesh)
+    spec = rules.spec(axes, x.shape, "activation", taken=_taken(mesh))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def pin(tree: Any, shardings: Any, lead: int = 0) -> Any:
+    """Constrains arrays to their shardings, a tree alike, over the axes that are not manual here.
+
+    Args:
+      lead: axes that the arrays have in front of those that the shardings speak of.
+    """
+
+    def place(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        mesh = auto_mesh(sharding.mesh)
+        manual = getattr(mesh, "manual_axes", ())
+
+        def free(part: Any) -> Any:
+            names = () if part is None else (part,) if isinstance(part, str) else part
+            return tuple(name for name in names if name not in manual) or None
+
+        spec = PartitionSpec(*[None] * lead, *map(free, sharding.spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree, shardings)
 
 
 def mesh_axes(rules: AxisRules, axes: LogicalAxes) -> tuple[tuple[str, ...], ...]:
     """Mesh axes larger than 1 that cut each dimension of an array on the mesh as it is seen here."""
-    spec = _auto_only(rules.spec(axes), auto_mesh(rules.mesh))
+    spec = rules.spec(axes, taken=_taken(auto_mesh(rules.mesh)))
     parts = [*spec, *[None] * (len(axes) - len(spec))]
     return tuple(() if part is None else (part,) if isinstance(part, str) else tuple(part) for part in parts)
 
@@ -152,7 +179,7 @@ def per_device(
     mesh = auto_mesh(rules.mesh)
 
     def spec(axes: LogicalAxes) -> PartitionSpec:
-        return _auto_only(rules.spec(axes), mesh)
+        return rules.spec(axes, taken=_taken(mesh))
 
     several = bool(out_axes) and not isinstance(out_axes[0], str | None)
     return jax.shard_map(
@@ -166,9 +193,11 @@ def per_device(
 
 
 def ways(axis: str) -> int:
-    """Pieces that the rules in force cut logical axis `axis` into; 1 without rules."""
+    """Pieces that the rules in force cut logical axis `axis` into, as the code being traced sees it."""
     rules = _rules.get()
-    return 1 if rules is None else rules.ways(axis)
+    if rules is None:
+        return 1
+    return math.prod(rules.mesh.shape[a] for a in mesh_axes(rules, (axis,))[0])
 
 
 def target_platform() -> str:

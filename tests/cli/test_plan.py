@@ -1,7 +1,8 @@
-"""`apt-jax plan --show-schedule`."""
+"""`apt-jax plan`: of a pipeline's schedule, and for a target."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -79,14 +80,68 @@ def test_it_imports_no_jax():
     assert "F0B0" in done.stdout
 
 
+SMALL = [
+    "--config=playground", "--target=cpu:8", f"{DISTRIBUTED}.strategy=fsdp", "--config.model.num_layers=2",
+    "--config.model.hidden_size=64", "--config.model.intermediate_size=128", "--config.model.vocab_size=512",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", [("h100:8", "jax_cuda13_plugin", "gpu_compile"), ("v5e:8", "libtpu", "jax[tpu]")])
+def test_a_missing_compiler_is_named(missing, capsys, monkeypatch):
+    target, module, remedy = missing
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == module else find(name, *a))
+    assert main(["plan", f"--target={target}", "--config=playground"]) == 2
+    out = capsys.readouterr()
+    assert out.err.count("\n") == 1 and remedy in out.err and f"--target={target}: no compiler for" in out.err
+
+
+def test_a_plan_as_text_json_and_picture(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "plan.svg"
+    assert main(["plan", *SMALL, f"--plot={picture}"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 120
+    assert "playground on cpu:8: 8 × simulated CPU device" in text
+    assert "strategy fsdp, zero stage 3; mesh fsdp 8 (memory)" in text
+    assert re.search(r"^cpu:8: compiles and fits: 1[56]\.\d GiB left$", text, re.M)
+    assert " runs" not in text
+    assert picture.read_text().startswith("<?xml")
+
+    assert main(["plan", *SMALL, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["fits"] and report["verdict"].startswith("compiles and fits")
+    assert sum(part["bytes"] for part in report["parts"].values()) == report["total"]
+    assert {each["kind"] for each in report["traffic"]} >= {"all-gather"}
+    assert 0 < report["mfu_bound"] <= 1 and report["step_seconds_bound"] <= report["step_seconds_serial"]
+
+
 PIPE = ["--stages=2", "--microbatches=2"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "apt-jax plan: nothing to show; --show-schedule, the pipeline's schedule, is what it can show"),
-        (["--config=pro"], "--show-schedule, the pipeline's schedule, is what it can show"),
+        ([], "apt-jax plan: nothing to show; give --target=DEVICE:COUNT, or --show-schedule"),
+        (["--config=pro"], "nothing to show; give --target=DEVICE:COUNT, or --show-schedule"),
+        (["--show-schedule", *PIPE, "--plot=a.png"], "--plot draws a plan; give --target=DEVICE:COUNT instead"),
+        (["--target=cpu:8"], "apt-jax plan --target: --config=PROFILE missing"),
+        (["--target=cpu:8", "--config=lite", "--show-schedule"], "--show-schedule and --target are two commands"),
+        (["--target=cpu:8", "--config=lite", "--stages=2"], "--stages belongs to --show-schedule; leave one of"),
+        (["--target=h1000:8", "--config=lite"], "unknown device 'h1000' (did you mean 'h100'?); available: a100, b200"),
+        (["--target=h100", "--config=lite"], "--target=h100: how many? write NAME:COUNT, as h100:16"),
+        (["--target=h100:12", "--config=pro"], "hosts have 8 GPUs each; use h100:8 or h100:16"),
+        (["--target=h100:8", "--config=pro"], "the config is for 16 devices, --target for 8; use --target=h100:16"),
+        (["--target=cpu:1", "--config=lite", "--plot=no/where.png"], "--plot=no/where.png: no such folder"),
+        (
+            ["--target=cpu:8", "--config=lite", f"{DISTRIBUTED}.world_size=8", f"{DISTRIBUTED}.tensor_parallel=3"],
+            "world_size: 8 must be a multiple of the product of the parallel sizes, 3 (tensor 3)",
+        ),
+        (
+            ["--target=cpu:8", "--config=lite", f"{DISTRIBUTED}.world_size=8", f"{DISTRIBUTED}.data_parallel=8",
+             "--config.training.batch_size=12"],
+            "training.batch_size: 12 cut in 2 gives 6 sequences, which 8 data-parallel devices cannot share equally",
+        ),
         (["--show-schedule"], "--stages=N and --microbatches=N missing; or give --config=PROFILE"),
         (["--show-schedule", "--stages=2"], ": --microbatches=N missing; or give --config=PROFILE"),
         (["--show-schedule", "--stages=0"], "argument --stages: '0' is not a whole number from 1 up"),

@@ -16,7 +16,7 @@ from apt_jax.core.errors import PluginError
 from apt_jax.core.hookspecs import PROJECT
 
 # Module names, so that the core need not import what is built on it.
-BUILT_IN = ("apt_jax.model.plugin", "apt_jax.trainops.plugin")
+BUILT_IN = ("apt_jax.model.plugin", "apt_jax.trainops.plugin", "apt_jax.vgpu.plugin")
 
 
 @dataclass(frozen=True)

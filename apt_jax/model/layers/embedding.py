@@ -18,11 +18,10 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        table = self.table[...]
-        rules = rules_in_force()
-        vocab_axes, width_axes = ((), ()) if rules is None else mesh_axes(rules, ("vocab", "embed"))
-        if rules is None or not (vocab_axes or width_axes):
+        table, rules = self.table[...], rules_in_force()
+        if rules is None or rules.mesh.size == 1:
             return table[tokens_BT].astype(self.dtype)
+        vocab_axes, width_axes = mesh_axes(rules, ("vocab", "embed"))
         row_axes, _ = mesh_axes(rules, ("batch", "seq"))
 
         # Written out, because XLA would bring the whole table to every device, and inside a pipeline stage its
@@ -37,10 +36,12 @@ class Embedding(nnx.Module):
                     x_BTD = jax.lax.all_to_all(x_BTD, axis, split_axis=0, concat_axis=2, tiled=True)
                 else:
                     x_BTD = jax.lax.all_gather(x_BTD, axis, axis=2, tiled=True)
-            return jax.lax.psum(x_BTD, vocab_axes) if vocab_axes else x_BTD
+            return x_BTD[None]
 
-        cut = per_device(lookup, rules, (("vocab", "embed"), ("batch", "seq")), ("batch", "seq", "embed"))
-        return cut(table, tokens_BT)
+        # The sum over pieces of the vocabulary stays outside, where its gradient is known to be the same for all.
+        out_axes = ("vocab", "batch", "seq", "embed")
+        parts_PBTD = per_device(lookup, rules, (("vocab", "embed"), ("batch", "seq")), out_axes)(table, tokens_BT)
+        return jnp.sum(parts_PBTD, axis=0)
 
 
 def _rows_held(table_VD: jax.Array, tokens_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -108,9 +108,10 @@ def _sums(
         chunk_sums, _ = _chunk(x_BTD, targets_BT, weights_BT, w_DV, options)
         return jax.tree.map(jnp.add, sums, chunk_sums), None
 
-    # Sums stay apart per row, and the head's gradient per data-parallel device, until after the loop:
-    # added up inside, each chunk would wait for a collective.
-    sums, _ = jax.lax.scan(step, _zeros(x_CBTD.shape[1]), (x_CBTD, targets_CBT, weights_CBT))
+    # Sums stay apart per row and piece of it, and the head's gradient per data- and context-parallel device, until
+    # after the loop: added up inside, each chunk would wait for a collective.
+    start = _zeros(x_CBTD.shape[1], _shards("seq", x_CBTD.shape[2]))
+    sums, _ = jax.lax.scan(step, start, (x_CBTD, targets_CBT, weights_CBT))
     return jax.tree.map(jnp.sum, sums)
 
 
@@ -123,27 +124,27 @@ def _forward(
 ) -> tuple[CrossEntropySums, Any]:
     """As `_sums`, also forming the gradients for a cotangent of 1."""
     batch, width, vocab = x_CBTD.shape[1], *w_DV.shape
-    shards = _shards("batch", batch)
-    dw_axes = ("batch", "embed", "vocab")
+    shards, pieces = _shards("batch", batch), _shards("seq", x_CBTD.shape[2])
+    dw_axes = ("batch", "seq", "embed", "vocab")
 
     def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
-        sums, dw_PDV = carry
+        sums, dw_PQDV = carry
         x_BTD, targets_BT, weights_BT = xs
         chunk_sums, dlogits_BTV = _chunk(x_BTD, targets_BT, weights_BT, w_DV, options)
         dx_BTD = jnp.einsum("BTV,DV->BTD", dlogits_BTV, w_DV, preferred_element_type=jnp.float32)
         # Rows R and tokens T stay two axes: contracted as one, XLA:CPU would not use its bf16 matmul.
-        rows = (shards, batch // shards, -1)
-        x_PRTD, dlogits_PRTV = x_BTD.reshape(*rows, width), dlogits_BTV.reshape(*rows, vocab)
-        dw_PDV += jnp.einsum("PRTD,PRTV->PDV", x_PRTD, dlogits_PRTV, preferred_element_type=jnp.float32)
+        rows = (shards, batch // shards, pieces, -1)
+        x_PRQTD, dlogits_PRQTV = x_BTD.reshape(*rows, width), dlogits_BTV.reshape(*rows, vocab)
+        dw_PQDV += jnp.einsum("PRQTD,PRQTV->PQDV", x_PRQTD, dlogits_PRQTV, preferred_element_type=jnp.float32)
         sums = jax.tree.map(jnp.add, sums, chunk_sums)
-        return (sums, constrain(dw_PDV, dw_axes)), dx_BTD.astype(_gradient_dtype(x_BTD.dtype))
+        return (sums, constrain(dw_PQDV, dw_axes)), dx_BTD.astype(_gradient_dtype(x_BTD.dtype))
 
-    dw_PDV = constrain(jnp.zeros((shards, width, vocab), jnp.float32), dw_axes)
-    start = (_zeros(batch), dw_PDV)
-    (sums, dw_PDV), dx_CBTD = jax.lax.scan(step, start, (x_CBTD, targets_CBT, weights_CBT))
+    dw_PQDV = constrain(jnp.zeros((shards, pieces, width, vocab), jnp.float32), dw_axes)
+    start = (_zeros(batch, pieces), dw_PQDV)
+    (sums, dw_PQDV), dx_CBTD = jax.lax.scan(step, start, (x_CBTD, targets_CBT, weights_CBT))
     # Empty arrays remember the dtypes: residuals are arrays only.
     dtypes_like = jnp.zeros((0,), x_CBTD.dtype), jnp.zeros((0,), w_DV.dtype)
-    return jax.tree.map(jnp.sum, sums), (dx_CBTD, jnp.sum(dw_PDV, axis=0), *dtypes_like)
+    return jax.tree.map(jnp.sum, sums), (dx_CBTD, jnp.sum(dw_PQDV, axis=(0, 1)), *dtypes_like)
 
 
 def _backward(options: CrossEntropyOptions, residuals: Any, cotangents: CrossEntropySums) -> tuple[Any, ...]:
@@ -164,7 +165,10 @@ def _chunk(
     w_DV: jax.Array,
     options: CrossEntropyOptions,
 ) -> tuple[CrossEntropySums, jax.Array]:
-    """One chunk's sums per row [B], and d(loss sum)/d(x · w) in the dtype of x (unused, it costs nothing)."""
+    """One chunk's sums per row and piece of it [B, Q], and d(loss sum)/d(x · w) in the dtype of x.
+
+    The latter costs nothing where it is not used.
+    """
     logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, w_DV, preferred_element_type=jnp.float32)
     if options.softcap is not None:
         logits_BTV = options.softcap * jnp.tanh(logits_BTV / options.softcap)
@@ -182,11 +186,13 @@ def _chunk(
     loss_BT = nll_BT + options.z_loss * lse_BT**2
     if eps:
         loss_BT += eps * (target_BT - jnp.mean(logits_BTV, axis=-1))
+    pieces = _shards("seq", weights_BT.shape[1])
+
+    def total(value_BT: jax.Array) -> jax.Array:
+        return jnp.sum((value_BT * weights_BT).reshape(value_BT.shape[0], pieces, -1), axis=2)
+
     sums = CrossEntropySums(
-        loss=jnp.sum(loss_BT * weights_BT, axis=1),
-        nll=jnp.sum(nll_BT * weights_BT, axis=1),
-        z=jnp.sum(lse_BT**2 * weights_BT, axis=1),
-        correct=jnp.sum((target_BT >= top_BT) * weights_BT, axis=1),
+        loss=total(loss_BT), nll=total(nll_BT), z=total(lse_BT**2), correct=total(target_BT >= top_BT)
     )
     # d lse = softmax; the target distribution is (1 - ε)·onehot + ε/V.
     scale_BT = (1.0 + 2.0 * options.z_loss * lse_BT) / mass_BT
@@ -197,8 +203,8 @@ def _chunk(
     return sums, dlogits_BTV.astype(x_BTD.dtype)
 
 
-def _zeros(rows: int) -> CrossEntropySums:
-    zero = jnp.zeros((rows,), jnp.float32)
+def _zeros(rows: int, pieces: int) -> CrossEntropySums:
+    zero = jnp.zeros((rows, pieces), jnp.float32)
     return CrossEntropySums(zero, zero, zero, zero)
 
 

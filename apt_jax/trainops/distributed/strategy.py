@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from apt_jax.core.config.schema import DistributedConfig
 from apt_jax.core.errors import ConfigError, ModelError
+from apt_jax.core.logical import pin
 from apt_jax.trainops.distributed.context import context_attention, needs_zigzag
 from apt_jax.trainops.distributed.context.order import zigzag_order
 from apt_jax.trainops.distributed.layout import Layout
@@ -96,9 +97,7 @@ class Strategy:
 
     def pin_gradients(self, grads: Tree) -> Tree:
         """Constrains gradients to where they are accumulated; the identity on one device."""
-        if self.mesh.size == 1:
-            return grads
-        return jax.lax.with_sharding_constraint(grads, self.gradient_shardings)
+        return grads if self.mesh.size == 1 else pin(grads, self.gradient_shardings)
 
     def arrange(self, params: Tree) -> Tree:
         """A model's parameters as the state keeps them: a reshape, no copy where nothing changes."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from apt_jax.core.config.schema import TrainingConfig
 from apt_jax.trainops.distributed.pipeline.replay import validate
@@ -43,9 +44,11 @@ def make_gradients(
       ModelError: pipeline stages of a model that cannot be run in pieces.
     """
     count = config.gradient_accumulation_steps
+    if strategy.mesh.shape["pipe"] > 1:
+        check_staged(model)
+    once = ("data",) if count > 1 and strategy.mesh.shape["data"] > 1 and not _has_aux(model) else ()
     if strategy.mesh.shape["pipe"] == 1:
-        return _Accumulated(graphdef, objective, strategy, count)
-    check_staged(model)
+        return _Accumulated(graphdef, objective, strategy, count, once)
     layout = config.distributed
     table = make_table(
         layout.pipeline_schedule, strategy.mesh.shape["pipe"], count, layout.pipeline_chunks
@@ -58,20 +61,57 @@ def make_gradients(
         strategy.gradient_shardings,
         # Cut sequences travel by permutes, which must not end up in a branch that some devices skip.
         divergent=strategy.mesh.shape["context"] == 1 and not strategy.layout.sequence_parallel,
+        once=once,
     )
     return _Pipelined(pipeline, strategy, count)
 
 
+def _has_aux(model: nnx.Module) -> bool:
+    """Whether a model reports auxiliary scalars, which are no sums over tokens: halves of a batch do not add up."""
+    graphdef, state = nnx.split(model)
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+
+    def aux(state: Any, tokens: jax.Array) -> Any:
+        whole: Any = nnx.merge(graphdef, state)
+        return whole.hidden(tokens).aux
+
+    return bool(jax.eval_shape(aux, state, tokens))
+
+
 @dataclass(frozen=True)
 class _Accumulated:
-    """One microbatch after another on all devices."""
+    """One microbatch after another on all devices.
+
+    Gradients of the axes in `once` are added up on each device first, and over devices after the last microbatch:
+    XLA would do it in every one, as it carries no partial sum round a loop.
+    """
 
     graphdef: Any
     objective: Objective
     strategy: Strategy
     count: int
+    once: tuple[str, ...]
 
     def __call__(self, params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
+        # Dropout draws for whole arrays, so that its mask does not depend on how many devices share them.
+        if not self.once or inputs.dropout_key is not None:
+            return self._gradients(params, batch, inputs)
+
+        def local(params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
+            return jax.lax.psum(self._gradients(params, batch, inputs), self.once)
+
+        whole, rows = PartitionSpec(), PartitionSpec(self.once)
+        run = jax.shard_map(
+            local,
+            mesh=self.strategy.mesh,
+            in_specs=(whole, rows, whole),
+            out_specs=whole,
+            axis_names=set(self.once),
+            check_vma=False,
+        )
+        return run(params, batch, inputs)
+
+    def _gradients(self, params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
         def scaled(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             key = None if inputs.dropout_key is None else jax.random.fold_in(inputs.dropout_key, index)
             total, sums = self.objective(nnx.merge(self.graphdef, params), micro, inputs.controls, key)

@@ -105,7 +105,7 @@ def test_the_logits_of_all_tokens_never_exist() -> None:
 
 def test_data_parallel_chunks_wait_for_no_collective() -> None:
     mesh = jax.make_mesh((1, 4, 1, 1, 1, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 6)
-    rules = AxisRules(mesh, {"batch": ("data", "fsdp"), "embed": ("fsdp",), "vocab": ()})
+    rules = AxisRules(mesh, {"batch": ("data", "fsdp"), "seq": (), "embed": ("fsdp",), "vocab": ()})
     options = CrossEntropyOptions(chunk=2)
 
     def gradients(x: Any, w: Any) -> Any:

@@ -83,6 +83,11 @@ def make_program(
     return program, params if abstract else jax.tree.map(np.asarray, params)
 
 
+def compile_train_step(program: Program, length: int = LENGTH, **options: Any) -> Any:
+    """The step for the program's devices, compiled with XLA's `options` and not run."""
+    return program.train_step.lower(program.abstract_state(), program.abstract_batch(length)).compile(options)
+
+
 def make_batch(seed: int, rows: int = 8) -> dict[str, np.ndarray]:
     """Two documents per row and some padding, unevenly many tokens per row."""
     rng = np.random.default_rng(seed)

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from apt_jax.core.logical import AxisRules, auto_mesh
+from apt_jax.core.logical import AxisRules, pin
 from apt_jax.trainops.distributed.pipeline.deferred import Path, defer, sink_shapes, weight_gradients
 from apt_jax.trainops.distributed.pipeline.stage import Flow, Pieces, StepInputs
 from apt_jax.trainops.distributed.pipeline.table import Op, TickTable
@@ -74,6 +74,8 @@ class Pipeline:
         [v, L / v], so that each device's shard along the axis named "layers" is what its stage needs.
       gradient_shardings: a tree as the parameters.
       divergent: only the first stage embeds, and only the last one computes the loss.
+      once: further axes whose gradients are summed after the last tick; XLA would do it in every tick, as it
+        carries no partial sum round a loop. Not with dropout, whose masks are drawn for whole arrays.
     """
 
     pieces: Pieces
@@ -81,6 +83,7 @@ class Pipeline:
     rules: AxisRules
     gradient_shardings: Tree
     divergent: bool
+    once: tuple[str, ...] = ()
 
     @property
     def chunks(self) -> int:
@@ -95,35 +98,41 @@ class Pipeline:
           inputs: the step's.
         """
         specs = self._specs(params)
-        body = partial(self._body, self.table)
-        return self._over_stages(body, specs, (specs, PartitionSpec()))(params, micros, inputs)
+        once = self.once if inputs.dropout_key is None else ()
+        body = partial(self._body, self.table, once)
+        return self._over_stages(body, once, specs, (specs, PartitionSpec()))(params, micros, inputs)
 
     def sums(self, params: Tree, micros: Mapping[str, jax.Array], inputs: StepInputs) -> Tree:
         """The sums to report, forward only."""
-        body = partial(self._body, _forward_only(self.table))
-        run = self._over_stages(lambda *args: body(*args)[1], self._specs(params), PartitionSpec())
+        body = partial(self._body, _forward_only(self.table), self.once)
+        run = self._over_stages(lambda *args: body(*args)[1], self.once, self._specs(params), PartitionSpec())
         return run(params, micros, inputs)
 
     def _specs(self, params: Tree) -> dict[str, PartitionSpec]:
         layers = PartitionSpec(_AXIS) if self.chunks == 1 else PartitionSpec(None, _AXIS)
         return {name: layers if name == "layers" else PartitionSpec() for name in params}
 
-    def _over_stages(self, body: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
+    def _over_stages(
+        self, body: Callable[..., Any], once: tuple[str, ...], specs: Any, out: Any
+    ) -> Callable[..., Any]:
         return jax.shard_map(
             body,
             mesh=self.rules.mesh,
-            in_specs=(specs, PartitionSpec(), PartitionSpec()),
+            in_specs=(specs, PartitionSpec(once or None), PartitionSpec()),
             out_specs=out,
-            axis_names={_AXIS},
+            axis_names={_AXIS, *once},
             check_vma=False,
         )
 
-    def _body(self, table: TickTable, params: Tree, micros: Tree, inputs: StepInputs) -> tuple[Tree, Tree]:
+    def _body(
+        self, table: TickTable, once: tuple[str, ...], params: Tree, micros: Tree, inputs: StepInputs
+    ) -> tuple[Tree, Tree]:
         stage = _Stage(self, table, params, micros, inputs)
         rows = {name: jnp.asarray(getattr(table, name)) for name in ("op", "micro", "chunk", "stash", "deferred")}
         state, _ = jax.lax.scan(stage.tick, stage.start(), rows)
         d_layers = state.d_layers if self.chunks > 1 else jax.tree.map(lambda g: g[0], state.d_layers)
-        d_rest, sums = jax.lax.psum((state.d_rest, state.sums), _AXIS)
+        d_layers = jax.lax.psum(d_layers, once) if once else d_layers
+        d_rest, sums = jax.lax.psum((state.d_rest, state.sums), (_AXIS, *once))
         return {**d_rest, "layers": d_layers}, sums
 
 
@@ -139,7 +148,7 @@ class _Stage:
         self.layers = stacked if pipeline.chunks > 1 else jax.tree.map(lambda w: w[None], stacked)
         self.depth = jax.tree.leaves(self.layers)[0].shape[1]
         self.trains = any(op is not Op.FORWARD for ops in table.slot_ops for op in ops)
-        self._mesh, self._shardings = pipeline.rules.mesh, pipeline.gradient_shardings
+        self._shardings = pipeline.gradient_shardings
         first = jax.tree.map(lambda a: a[:, 0], micros)
         self._flow = jax.eval_shape(self.pieces.begin, self.rest, self._chunk(0), first)
         self._sums = jax.eval_shape(self._loss, self.rest, self._flow, first)[1]
@@ -301,22 +310,10 @@ class _Stage:
 
     def _pin(self, gradients: Tree) -> Tree:
         """Pins each gradient's sharding over the axes that XLA manages."""
-        mesh = auto_mesh(self._mesh)
-
-        def place(g: jax.Array, sharding: NamedSharding, lead: int) -> jax.Array:
-            parts = [_without_pipe(part) for part in sharding.spec]
-            return jax.lax.with_sharding_constraint(g, NamedSharding(mesh, PartitionSpec(*[None] * lead, *parts)))
-
         lead = {"layers": 1} if self.table.chunks == 1 else {}
         return {
-            name: jax.tree.map(partial(place, lead=lead.get(name, 0)), value, self._shardings[name])
-            for name, value in gradients.items()
+            name: pin(value, self._shardings[name], lead.get(name, 0)) for name, value in gradients.items()
         }
-
-
-def _without_pipe(part: Any) -> Any:
-    names = () if part is None else (part,) if isinstance(part, str) else part
-    return tuple(name for name in names if name != _AXIS) or None
 
 
 def _zeros(shapes: Tree, count: int | None = None) -> Tree:

@@ -1,0 +1,123 @@
+"""Changes of a config that might make it fit, tried by the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from apt_jax.core.config import Config
+from apt_jax.core.errors import AptError
+from apt_jax.trainops.plan.make import make_plan
+from apt_jax.trainops.plan.plan import Plan, Remedy
+from apt_jax.vgpu.scheduler.devices import Target
+
+if TYPE_CHECKING:
+    from apt_jax.core.registry import Plugins
+
+_STRONGER = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
+_LAYOUT = ("strategy", "data_parallel", "fsdp_parallel")
+
+
+@dataclass(frozen=True)
+class Change:
+    """Values by config key, and the most bytes that they can save of a plan."""
+
+    values: Mapping[str, Any]
+    saves: int
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """As one would give them on the command line."""
+        return tuple(f"--config.{key}={value}" for key, value in self.values.items())
+
+    def apply(self, config: Config) -> Config:
+        """The config with these values."""
+        for key, value in self.values.items():
+            config = _set(config, key.split("."), value)
+        return config
+
+    def __add__(self, other: Change) -> Change:
+        return Change({**self.values, **other.values}, self.saves + other.saves)
+
+
+def try_changes(plan: Plan, config: Config, plugins: Plugins, target: Target, most: int = 4) -> tuple[Remedy, ...]:
+    """What makes a plan fit that does not, the cheapest first, up to the first that does.
+
+    A change that cannot save enough by the plan's own breakdown is not compiled.
+
+    Args:
+      plan: of `config`, that does not fit.
+      config, plugins, target: as for `make_plan`.
+      most: programs compiled.
+    """
+    tried: list[Remedy] = []
+    for change in candidates(plan, config):
+        if change.saves < plan.excess:
+            continue
+        if len(tried) == most:
+            break
+        try:
+            changed = make_plan(change.apply(config), plugins, target)
+        except AptError as error:
+            tried.append(Remedy(change.options, None, False, note=str(error)))
+            continue
+        tried.append(Remedy(change.options, changed.allocated.total, changed.fits, changed.bounds.bound))
+        if changed.fits:
+            break
+    return tuple(tried)
+
+
+def candidates(plan: Plan, config: Config) -> Iterator[Change]:
+    """Single changes by rising cost in time, then the same added up one after another."""
+    single = [*_accumulate(plan, config), *_shard(plan), *_recompute(plan, config)]
+    yield from single
+    strongest: dict[tuple[str, ...], Change] = {}
+    for change in single:  # of several values of the same keys, the last is the strongest
+        strongest[tuple(change.values)] = change
+    together = None
+    for change in strongest.values():
+        whole = change if together is None else together + change
+        if together is not None:
+            yield whole
+        together = whole
+
+
+def _accumulate(plan: Plan, config: Config) -> Iterator[Change]:
+    """More and smaller microbatches: the same work in smaller pieces."""
+    steps, rows = config.training.gradient_accumulation_steps, plan.batch_size // plan.accumulation
+    shards = plan.mesh["data"] * plan.mesh["fsdp"] * plan.mesh["expert"]
+    held = _bytes(plan, "saved_activations", "logits", "working", "communication")
+    for factor in (2, 4, 8):
+        if rows % (factor * shards) == 0:
+            yield Change({"training.gradient_accumulation_steps": steps * factor}, held - held // factor)
+
+
+def _shard(plan: Plan) -> Iterator[Change]:
+    """Data-parallel copies that share out parameters, gradients and optimizer: more communication."""
+    copies = plan.mesh["data"]
+    if copies == 1:
+        return
+    held = _bytes(plan, "parameters", "gradients", "optimizer", "weight_copies")
+    values = ("hybrid", 1, copies * plan.mesh["fsdp"])
+    layout = {f"training.distributed.{name}": value for name, value in zip(_LAYOUT, values, strict=True)}
+    sizes = {"tensor": "tensor", "pipe": "pipeline", "context": "context", "expert": "expert"}
+    layout |= {f"training.distributed.{key}_parallel": plan.mesh[axis] for axis, key in sizes.items()
+               if plan.mesh[axis] > 1}  # fmt: skip
+    yield Change(layout, held - held // copies)
+
+
+def _recompute(plan: Plan, config: Config) -> Iterator[Change]:
+    """Activations computed anew in the backward pass: up to a third more arithmetic."""
+    for policy in _STRONGER.get(config.model.remat_policy, ()):
+        yield Change({"model.remat_policy": policy}, _bytes(plan, "saved_activations", "working"))
+
+
+def _bytes(plan: Plan, *causes: str) -> int:
+    return sum(plan.parts[cause].bytes for cause in causes if cause in plan.parts)
+
+
+def _set(section: Any, path: list[str], value: Any) -> Any:
+    if len(path) == 1:
+        return replace(section, **{path[0]: value})
+    return replace(section, **{path[0]: _set(getattr(section, path[0]), path[1:], value)})

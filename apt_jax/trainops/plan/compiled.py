@@ -1,0 +1,223 @@
+"""The train step of a config, compiled for a target."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from apt_jax.core.config import Config
+from apt_jax.core.errors import AptError, ConfigError, PluginError
+from apt_jax.model.layers.attention import heads_of
+from apt_jax.model.layers.kernels import select_kernel
+from apt_jax.trainops.engine.precision import DTYPES
+from apt_jax.trainops.engine.setup import Setup, build_setup
+from apt_jax.trainops.plan.capture import Captured, captured_stderr, compiler_warnings
+from apt_jax.trainops.plan.dump import LiveValue, read_dump
+from apt_jax.vgpu.scheduler.devices import Target, topology_devices
+
+if TYPE_CHECKING:
+    from apt_jax.core.registry import Plugins
+
+# There is no device to time kernels on, so real runs may choose others. Memory is settled before LLVM is reached,
+# which takes a quarter less time at its lowest level.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+_OPTIONS: dict[str, dict[str, Any]] = {"nvidia": {"xla_gpu_autotune_level": 0, **_QUICK}, "tpu": {}, "cpu": _QUICK}
+_HOST = "pinned_host"
+
+
+class PlanError(AptError):
+    """A plan cannot be made."""
+
+
+class TooLargeError(PlanError):
+    """The compiler itself refuses: the program does not fit the device's memory. Only TPU compilers do."""
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """Bytes of one device, as the compiler reports them.
+
+    Attributes:
+      arguments, outputs: state and batch in, state and metrics out.
+      aliased: of the outputs, those written over arguments.
+      temporaries: everything else the program keeps, at its largest.
+      code: the program.
+      host: of the arguments, those in pinned host memory.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """Device memory that the step needs."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled step and what it came from.
+
+    Attributes:
+      config: as compiled: `auto` precision is resolved for the target.
+      target, setup: what it is for, and what it is made of.
+      vocab_size, length: rows of the embedding and tokens per row.
+      allocated: memory of one device.
+      text: the optimized program.
+      peak: temporaries alive when most are; None where the compiler does not say.
+      warnings: of the compiler.
+      kernel: attention kernel and why.
+      lower_seconds, compile_seconds: what this took.
+    """
+
+    config: Config
+    target: Target
+    setup: Setup
+    vocab_size: int
+    length: int
+    allocated: Allocated
+    text: str
+    peak: tuple[LiveValue, ...] | None
+    warnings: tuple[str, ...]
+    kernel: tuple[str, str]
+    lower_seconds: float
+    compile_seconds: float
+
+
+def vocabulary(config: Config) -> tuple[int, str]:
+    """Rows of the embedding, and the key that says so: no tokenizer is trained for a plan."""
+    if config.model.vocab_size:
+        return config.model.vocab_size, "model.vocab_size"
+    return config.data.tokenizer_vocab_size, "data.tokenizer_vocab_size"
+
+
+def compile_step(config: Config, plugins: Plugins, target: Target) -> Compiled:
+    """Compiles the step that training would run; allocates nothing and runs nothing.
+
+    Raises:
+      TargetError: no compiler for the target.
+      TooLargeError: the compiler refuses because memory does not suffice.
+      PlanError: the compiler refuses for another reason.
+      ConfigError, ModelError, PluginError: as in training: whatever does not fit together, by name.
+    """
+    _check_count(config, target)
+    config = _with_dtype(config, plugins, target)
+    vocab_size, length = vocabulary(config)[0], config.data.sequence_length or config.model.max_position_embeddings
+    with captured_stderr() as printed, tempfile.TemporaryDirectory(prefix="apt_jax_plan_") as folder:
+        start = time.perf_counter()
+        setup = build_setup(config, plugins, vocab_size, devices=topology_devices(target))
+        program = setup.program
+        state, batch = program.abstract_state(), program.abstract_batch(length)
+        lowered = program.train_step.lower(state, batch)
+        middle = time.perf_counter()
+        executable = _compile(lowered, target, folder, printed)
+        end = time.perf_counter()
+        peak = read_dump(Path(folder))
+    return Compiled(
+        config=config,
+        target=target,
+        setup=setup,
+        vocab_size=vocab_size,
+        length=length,
+        allocated=_allocated(executable.memory_analysis(), state),
+        text=executable.as_text(),
+        peak=peak,
+        warnings=compiler_warnings(printed.text),
+        kernel=_kernel(config, setup, target),
+        lower_seconds=middle - start,
+        compile_seconds=end - middle,
+    )
+
+
+def _check_count(config: Config, target: Target) -> None:
+    size = config.training.distributed.world_size
+    if size is not None and size != target.count:
+        raise ConfigError(
+            f"training.distributed.world_size: the config is for {size:,} devices, --target for {target.count:,}; use "
+            f"--target={target.device.name}:{size}, or set world_size and the *_parallel sizes to fit"
+        )
+
+
+def _with_dtype(config: Config, plugins: Plugins, target: Target) -> Config:
+    """The precision that `auto` means on the target; setup would ask for this process's own platform."""
+    if config.training.mixed_precision != "auto":
+        return config
+    platform = target.device.platform
+    chosen = plugins.transform("apt_precision_policy", config=config, platform=platform)
+    if chosen is None:
+        chosen = "fp32" if platform == "cpu" else "bf16"
+    if chosen not in DTYPES:
+        raise PluginError(f"apt_precision_policy: a plugin answered {chosen!r}; allowed: {', '.join(DTYPES)}")
+    return replace(config, training=replace(config.training, mixed_precision=chosen))
+
+
+def _compile(lowered: Any, target: Target, folder: str, printed: Captured) -> Any:
+    options = _OPTIONS[target.device.vendor]
+    dump = {} if target.device.vendor == "tpu" else {"xla_dump_to": folder}
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache is not dumped
+    try:
+        return lowered.compile(compiler_options={**options, **dump})
+    except Exception as error:
+        raise _refusal(str(error), target) from error
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+
+
+def _refusal(text: str, target: Target) -> PlanError:
+    line = " ".join(text.split())
+    if "RESOURCE_EXHAUSTED" in line:
+        found = re.search(r"\(([\d.]+[MG])\) exceeds available \w+ \(([\d.]+[MG])\)", line) or re.search(
+            r"Used ([\d.]+[MG]) of ([\d.]+[MG])", line
+        )
+        sizes = f": it needs {found[1]}iB of {found[2]}iB" if found else f": {line[:160]}"
+        return TooLargeError(f"--target={target}: does not fit{sizes}, says the compiler of {target.device.label}")
+    return PlanError(f"--target={target}: the compiler of {target.device.label} refuses the step: {line[:240]}")
+
+
+def _allocated(analysis: Any, state: Any) -> Allocated:
+    """The compiler's figures; those of GPU targets count arguments in pinned host memory as the device's."""
+    host = analysis.host_argument_size_in_bytes
+    miscounted = 0
+    if not host:
+        host = miscounted = host_bytes(state)
+    return Allocated(
+        arguments=analysis.argument_size_in_bytes - miscounted,
+        outputs=analysis.output_size_in_bytes - miscounted,
+        aliased=analysis.alias_size_in_bytes - miscounted,
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+        host=host,
+    )
+
+
+def host_bytes(tree: Any) -> int:
+    """Bytes of one device's share of the arrays that lie in pinned host memory."""
+    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if getattr(x.sharding, "memory_kind", None) == _HOST)
+
+
+def shard_bytes(x: Any) -> int:
+    """Bytes of one device's share of an array or shape struct."""
+    count = 1
+    for size in x.sharding.shard_shape(x.shape):
+        count *= size
+    return count * x.dtype.itemsize
+
+
+def _kernel(config: Config, setup: Setup, target: Target) -> tuple[str, str]:
+    """As in the header of a run on the target: batches are packed, which decides what `auto` takes."""
+    if config.model.attention_kernel != "auto" or setup.kernel[1] == "the model's choice":
+        return setup.kernel
+    return select_kernel(
+        "auto", target.device.platform, dtype=setup.dtype, head_dim=heads_of(config.model)[2], packed=True
+    )

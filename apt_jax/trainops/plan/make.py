@@ -1,0 +1,150 @@
+"""From a config and a target to a plan."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from apt_jax.core.config import Config
+from apt_jax.trainops.distributed.collectives import Collective, ProgramError, read_collectives
+from apt_jax.trainops.plan.compiled import Compiled, compile_step, vocabulary
+from apt_jax.trainops.plan.memory import Facts, break_down, pipeline_table, replicated_warnings, sharding_report
+from apt_jax.trainops.plan.network import Network, Traffic
+from apt_jax.trainops.plan.plan import Flops, Plan
+from apt_jax.trainops.plan.roofline import roofline
+from apt_jax.trainops.plan.work import compiled_flops, model_flops
+from apt_jax.vgpu.scheduler.devices import Target
+
+if TYPE_CHECKING:
+    from apt_jax.core.registry import Plugins
+
+
+def make_plan(config: Config, plugins: Plugins, target: Target) -> Plan:
+    """Compiles the real train step for the target and reads what it needs.
+
+    Raises:
+      AptError: as `compile_step`.
+    """
+    return read_plan(compile_step(config, plugins, target))
+
+
+def read_plan(done: Compiled) -> Plan:
+    """The plan of a compiled step."""
+    start = time.perf_counter()
+    config, program, target = done.config, done.setup.program, done.target
+    mesh, device = dict(program.mesh.shape), target.device
+    network = Network(program.mesh, device.links)
+    warnings = list(done.warnings)
+    traffic = _traffic(done, network, warnings)
+    flops = _flops(done)
+    report = sharding_report(done)
+    warnings += replicated_warnings(report, device.memory_bytes)
+    parts = break_down(done)
+    bounds = roofline(
+        device,
+        dtype=_short(done.setup.dtype.name),
+        flops=flops.device,
+        model_flops=flops.model / program.mesh.size,
+        traffic_bytes=memory_traffic(done, parts["saved_activations"].bytes if "saved_activations" in parts else 0),
+        collectives=traffic,
+        bubble=_bubble(done),
+    )
+    levels = {axis: level for axis in mesh if (level := network.axis_level(axis)) is not None}
+    fastest = device.links[0].name
+    if mesh["tensor"] > 1 and levels["tensor"] != fastest:
+        warnings.append(f"tensor parallelism crosses {levels['tensor']}: use a tensor_parallel that {fastest} joins")
+    return Plan(
+        profile=config.profile.name,
+        target=str(target),
+        label=device.label,
+        wiring=target.wiring,
+        devices=program.mesh.size,
+        num_params=program.num_params,
+        vocab_size=done.vocab_size,
+        vocab_from=vocabulary(config)[1],
+        length=done.length,
+        batch_size=config.training.batch_size,
+        accumulation=config.training.gradient_accumulation_steps,
+        optimizer=config.training.optimizer,
+        remat=config.model.remat_policy,
+        precision=_short(done.setup.dtype.name),
+        kernel=done.kernel,
+        strategy=program.layout.strategy,
+        zero_stage=program.layout.zero_stage if mesh["fsdp"] > 1 else 0,
+        mesh=mesh,
+        levels=levels,
+        capacity=device.memory_bytes,
+        nominal=device.nominal_bytes,
+        allocated=done.allocated,
+        parts=parts,
+        flops=flops,
+        traffic=tuple(traffic),
+        bounds=bounds,
+        warnings=tuple(warnings),
+        seconds={
+            "lower": done.lower_seconds,
+            "compile": done.compile_seconds,
+            "read": time.perf_counter() - start,
+        },
+    )
+
+
+def _traffic(done: Compiled, network: Network, warnings: list[str]) -> list[Traffic]:
+    """Collectives by kind and axes; a program that cannot be read has a warning instead."""
+    if done.setup.program.mesh.size == 1:
+        return []
+    try:
+        collectives = read_collectives(done.text, done.setup.program.mesh.shape, unknown_trips=1)
+    except ProgramError as error:
+        warnings.append(f"collectives were not read, the network's time is missing: {error}")
+        return []
+    return network.traffic(_as_often_as_run(one, done) for one in collectives if one.axes)
+
+
+def _as_often_as_run(one: Collective, done: Compiled) -> Collective:
+    """In a pipeline's loop a branch is not taken at every tick, but once for each microbatch and group of layers."""
+    table = pipeline_table(done)
+    if table is None or not one.conditional:
+        return one
+    return replace(one, count=max(1, one.count * table.microbatches * table.chunks // table.ticks))
+
+
+def _flops(done: Compiled) -> Flops:
+    config, program = done.config, done.setup.program
+    tokens = config.training.batch_size * done.length
+    needed = model_flops(config.model, program.num_params, tokens, done.length, done.vocab_size)
+    table = pipeline_table(done)
+    if table is None:
+        counted = compiled_flops(done.text)
+    else:
+        counted = compiled_flops(done.text, table.ticks, table.microbatches * table.chunks)
+    if counted is None:
+        return Flops(needed, needed / program.mesh.size, False)
+    return Flops(needed, counted, True)
+
+
+def _bubble(done: Compiled) -> float:
+    from apt_jax.trainops.distributed.pipeline.cost import Costs, bubble
+
+    table = pipeline_table(done)
+    return 0.0 if table is None else float(bubble(table, Costs()))
+
+
+def memory_traffic(done: Compiled, saved: int) -> float:
+    """Bytes that one device must move to and from its memory in a step, at least.
+
+    The state is read and written once; a device's weights are read for the forward and twice for the backward pass
+    of every microbatch, in compute precision; saved activations are written and read once per microbatch.
+    """
+    program, training = done.setup.program, done.config.training
+    mesh, item = program.mesh.shape, done.setup.dtype.itemsize
+    weights = program.num_params * item / (mesh["tensor"] * mesh["pipe"] * mesh["expert"])
+    each = saved if mesh["pipe"] == 1 else saved / max(1, max(Facts.of(done).stacks))
+    micros = training.gradient_accumulation_steps
+    state = done.allocated.arguments + done.allocated.outputs
+    return state + micros * (3 * weights + 2 * each)
+
+
+def _short(dtype: str) -> str:
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype)

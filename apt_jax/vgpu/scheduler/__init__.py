@@ -1,0 +1,35 @@
+"""Devices and how many of them a model needs; nothing here imports jax before it has to."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Name -> module, imported when the name is first used.
+_PUBLIC = {
+    "Estimate": "apt_jax.vgpu.scheduler.estimator",
+    "MemoryEstimate": "apt_jax.vgpu.scheduler.estimator",
+    "VGPUResourceEstimator": "apt_jax.vgpu.scheduler.estimator",
+    "estimate": "apt_jax.vgpu.scheduler.estimator",
+    "quick_estimate": "apt_jax.vgpu.scheduler.estimator",
+    "Device": "apt_jax.vgpu.scheduler.devices",
+    "Link": "apt_jax.vgpu.scheduler.devices",
+    "Target": "apt_jax.vgpu.scheduler.devices",
+    "find_device": "apt_jax.vgpu.scheduler.devices",
+    "parse_target": "apt_jax.vgpu.scheduler.devices",
+    "topology_devices": "apt_jax.vgpu.scheduler.devices",
+}
+
+__all__ = [*_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]  # names of __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

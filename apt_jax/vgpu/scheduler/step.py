@@ -1,0 +1,130 @@
+"""A training step as one device sees it: the sizes that everything in the closed form is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apt_jax.core.config.schema import ModelConfig, TrainingConfig
+from apt_jax.core.errors import ConfigError, unknown_name
+from apt_jax.vgpu.scheduler.mesh import Mesh
+from apt_jax.vgpu.scheduler.shapes import Tensor, Widths, parameters, widths
+
+DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "auto": 2}  # bytes; auto: bf16, as on every accelerator
+ATTENTION_CHUNK = 128  # queries whose logits exist at one time, in `model.layers.kernels`
+_PREFIXES = 16  # most key ranges of a row, there
+# Name -> moments of a hidden matrix, moments of every other parameter, bytes of counters and coefficients.
+_OPTIMIZERS = {"adamw": (2, 2, 8), "muon": (1, 2, 28), "sgd": (1, 1, 4)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as one device sees it: everything the terms are made of."""
+
+    w: Widths
+    mesh: Mesh
+    tensors: tuple[Tensor, ...]
+    remat: str
+    kernel: str
+    scan: bool
+    rows: int  # of a microbatch
+    length: int  # tokens of a row
+    micros: int
+    e: int
+    loss_chunk: int
+    optimizer: tuple[int, int, int]
+    schedule: str
+    chunks: int
+
+    @property
+    def t(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def s(self) -> int:
+        return self.t // (self.mesh.tensor if self.mesh.sequence_parallel else 1)
+
+    @property
+    def F(self) -> int:
+        return self.w.F // self.mesh.tensor
+
+    @property
+    def Q(self) -> int:
+        """Width of the query heads."""
+        return self.w.N * self.w.H // self.mesh.tensor
+
+    @property
+    def KV(self) -> int:
+        """Width of the key heads."""
+        return self.w.K * self.w.H // self.mesh.tensor
+
+    @property
+    def V(self) -> int:
+        return self.w.V // self.mesh.tensor
+
+    @property
+    def layers(self) -> int:
+        """Layers whose inputs are kept at a time: of one group of layers where there are pipeline stages."""
+        return self.w.L // (self.mesh.pipe * self.chunks)
+
+    @property
+    def layers_held(self) -> int:
+        """Layers whose parameters are here."""
+        return self.w.L // self.mesh.pipe
+
+    @property
+    def logits(self) -> int:
+        """Attention logits of a layer, all chunks: each chunk of queries against the keys up to its last."""
+        ranges = self.ranges
+        per_head = self.length**2 if self.kernel == "reference" else sum(q * k for q, k in ranges)
+        return self.rows * self.w.N // self.mesh.tensor * per_head
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """(queries alive at a time, keys) of every key range."""
+        block = ATTENTION_CHUNK * -(-self.length // (ATTENTION_CHUNK * _PREFIXES))
+        stops = range(block, self.length + block, block)
+        return [(min(ATTENTION_CHUNK, self.length), min(stop, self.length)) for stop in stops]
+
+    def held(self, *, layered: bool | None = None, without: tuple[str, ...] = (), part: str = "") -> int:
+        """Numbers of the parameters on this device that are (not) the layers', with `part` in their names."""
+        return sum(
+            self.mesh.share(tensor.shape, tensor.axes, without)
+            for tensor in self.tensors
+            if (layered is None or tensor.layered is layered) and part in tensor.path
+        )
+
+
+def make_step(
+    model: ModelConfig, training: TrainingConfig, mesh: Mesh, length: int, vocab_size: int | None = None
+) -> Step:
+    """Raises ConfigError for sizes that the mesh does not divide, and as `shapes.widths`."""
+    w, micros = widths(model, vocab_size), training.gradient_accumulation_steps
+    micro = training.batch_size // micros
+    if micro % mesh.rows:
+        raise ConfigError(
+            f"training.batch_size: {training.batch_size} cut in {micros} gives {micro} sequences, which {mesh.rows} "
+            "data-parallel devices cannot share equally"
+        )
+    if training.optimizer not in _OPTIMIZERS:
+        known = unknown_name("optimizer", training.optimizer, _OPTIMIZERS)
+        raise ConfigError(f"training.optimizer: {known}; `apt-jax plan` compiles any")
+    optimizer = _OPTIMIZERS[training.optimizer]
+    if training.optimizer == "sgd" and not training.momentum:
+        optimizer = (0, 0, optimizer[2])
+    layout = training.distributed
+    return Step(
+        w=w,
+        mesh=mesh,
+        tensors=parameters(model, vocab_size),
+        remat=model.remat_policy,
+        kernel=model.attention_kernel,
+        scan=model.scan_layers,
+        rows=micro // mesh.rows,
+        length=length // mesh.context,
+        micros=micros,
+        e=DTYPES[training.mixed_precision],
+        loss_chunk=training.loss_chunk,
+        optimizer=optimizer,
+        schedule=layout.pipeline_schedule,
+        chunks=layout.pipeline_chunks if mesh.pipe > 1 else 1,
+    )

@@ -1,0 +1,151 @@
+"""Plans compiled for simulated CPU devices: what they say is what the compiler and the shardings say."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import jax
+import pytest
+
+from apt_jax.core.config import parse_command_line
+from apt_jax.core.errors import AptError
+from apt_jax.core.registry import load_plugins
+from apt_jax.trainops.distributed.report import report_shardings
+from apt_jax.trainops.plan import compile_step, make_plan, render
+from apt_jax.trainops.plan.changes import candidates, try_changes
+from apt_jax.trainops.plan.make import read_plan
+from apt_jax.trainops.plan.memory import CAUSES
+from apt_jax.vgpu.scheduler import parse_target
+
+PLUGINS = load_plugins(disabled=("*",))
+D = "training.distributed"
+SIZES = {
+    "model.architecture": "llama", "model.hidden_size": 64, "model.intermediate_size": 128, "model.num_layers": 4,
+    "model.num_attention_heads": 4, "model.vocab_size": 512, "data.sequence_length": 64, "training.batch_size": 16,
+    "training.optimizer": "adamw", "training.mixed_precision": "fp32",
+}  # fmt: skip
+LAYOUTS = {
+    "one": ("cpu:1", {}),
+    "fsdp": ("cpu:8", {f"{D}.strategy": "fsdp", "training.gradient_accumulation_steps": 2}),
+    "tensor": ("cpu:4", {f"{D}.strategy": "hybrid", f"{D}.data_parallel": 2, f"{D}.tensor_parallel": 2}),
+    "pipe": (
+        "cpu:4",
+        {f"{D}.strategy": "hybrid", f"{D}.data_parallel": 2, f"{D}.pipeline_parallel": 2,
+         "training.gradient_accumulation_steps": 4},
+    ),
+}  # fmt: skip
+
+
+def config_of(values):
+    given = {**SIZES, **values}
+    options = [f"--config.{key}={value}" for key, value in given.items()]
+    return parse_command_line(["--config=playground", *options]).validated
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Compiles each layout once."""
+    known = {}
+
+    def one(name):
+        if name not in known:
+            text, values = LAYOUTS[name]
+            known[name] = compile_step(config_of(values), PLUGINS, parse_target(text, PLUGINS))
+        return known[name]
+
+    return one
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_figures_agree_with_each_other(compiled, name):
+    done = compiled(name)
+    plan, program = read_plan(done), done.setup.program
+    assert sum(part.bytes for part in plan.parts.values()) == plan.allocated.total
+    assert all(part.bytes > 0 for part in plan.parts.values()) and set(plan.parts) <= set(CAUSES)
+
+    state = program.abstract_state()
+    report = report_shardings(program.strategy, state.opt_state)
+    assert plan.parts["parameters"].bytes == report.per_device.parameters
+    assert plan.parts["optimizer"].bytes == report.per_device.optimizer
+    assert plan.parts["parameters"].origin == "exact" and plan.parts["gradients"].origin == "compiler"
+    # Gradients exist at the peak, of at least one set as they are summed up.
+    assert plan.parts["gradients"].bytes >= 0.5 * report.per_device.gradients
+
+    assert plan.fits and "compiles and fits" in plan.verdict
+    assert plan.flops.counted and plan.flops.device * plan.devices >= 0.9 * plan.flops.model
+    assert plan.flops.device * plan.devices <= 2.5 * plan.flops.model
+    assert 0 < plan.bounds.mfu <= 1
+    text = render(plan)
+    assert max(map(len, text.splitlines())) <= 120 and "runs" not in text
+
+
+def test_arguments_are_exact(compiled):
+    done = compiled("fsdp")
+    program = done.setup.program
+    trees = program.abstract_state(), program.abstract_batch(done.length)
+    shards = sum(jax.numpy.zeros(x.sharding.shard_shape(x.shape), x.dtype).nbytes for x in jax.tree.leaves(trees))
+    assert done.allocated.arguments == shards
+
+
+def test_axes_and_collectives(compiled):
+    plan = read_plan(compiled("tensor"))
+    assert plan.levels == {"data": "memory", "tensor": "memory"}
+    assert {t.axes for t in plan.traffic} >= {("data",), ("tensor",)}
+    assert read_plan(compiled("one")).traffic == () and read_plan(compiled("one")).bounds.network == 0
+    pipe = read_plan(compiled("pipe"))
+    assert ("collective-permute", ("pipe",)) in {(t.kind, t.axes) for t in pipe.traffic}
+    assert pipe.bounds.bubble == pytest.approx(1 / 5)  # (P - 1) / (M + P - 1)
+
+
+def test_json_has_everything(compiled):
+    report = read_plan(compiled("fsdp")).to_json()
+    assert report["mesh"]["fsdp"] == 8 and report["verdict"].startswith("compiles")
+    assert {"parts", "flops", "traffic", "bounds", "warnings", "allocated", "total", "fits"} <= set(report)
+
+
+def test_recomputing_is_seen(compiled):
+    kept = read_plan(compiled("one"))
+    full = make_plan(config_of({"model.remat_policy": "full"}), PLUGINS, parse_target("cpu:1", PLUGINS))
+    assert full.parts["saved_activations"].bytes < 0.5 * kept.parts["saved_activations"].bytes
+    assert full.flops.device > 1.1 * kept.flops.device and full.flops.model == kept.flops.model
+
+
+def test_changes_are_tried_until_one_fits(compiled):
+    config = config_of({})
+    plan = read_plan(compiled("one"))
+    options = [change.options for change in candidates(plan, config)]
+    assert options[0] == ("--config.training.gradient_accumulation_steps=2",)
+    assert ("--config.model.remat_policy=full",) in options
+    saved = plan.parts["saved_activations"].bytes // 4
+    small = replace(parse_target("cpu:1", PLUGINS))
+    device = replace(small.device, memory_bytes=plan.allocated.total - saved)
+    tight = replace(plan, capacity=device.memory_bytes)
+    assert not tight.fits and "does not fit by" in tight.verdict
+    tried = try_changes(tight, config, PLUGINS, replace(small, device=device))
+    assert tried[-1].fits and tried[-1].total <= device.memory_bytes
+    text = render(replace(tight, remedies=tried))
+    assert "changes tried by the compiler" in text and tried[-1].changes[0] in text
+
+
+def test_another_number_of_devices_is_named():
+    with pytest.raises(AptError, match=r"the config is for 4 devices, --target for 8; use --target=cpu:4"):
+        make_plan(config_of({f"{D}.world_size": 4}), PLUGINS, parse_target("cpu:8", PLUGINS))
+
+
+def test_auto_precision_is_the_targets(compiled):
+    done = compile_step(config_of({"training.mixed_precision": "auto"}), PLUGINS, parse_target("cpu:1", PLUGINS))
+    assert done.config.training.mixed_precision == "fp32"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs jax-cuda13-plugin and jax-cuda13-pjrt"
+)
+def test_a_plan_for_h100():
+    values = {f"{D}.strategy": "fsdp", "training.mixed_precision": "auto"}
+    plan = make_plan(config_of(values), PLUGINS, parse_target("h100:16", PLUGINS))
+    assert plan.precision == "bf16" and plan.bounds.dtype == "bf16" and plan.fits
+    assert sum(part.bytes for part in plan.parts.values()) == plan.allocated.total
+    assert plan.levels == {"fsdp": "InfiniBand"} and set(plan.bounds.by_link) == {"NVLink", "InfiniBand"}
+    assert plan.flops.counted
