@@ -46,6 +46,7 @@ FITTING_MODELS = {
     "900M-apt": _sizes("apt", 1536, 24, 12, 12, 4096, 40_960, 512, True),
     "5B": _sizes("llama", 3584, 28, 28, 4, 9728, 100_352, 1024),
     "40B": _sizes("llama", 7168, 64, 56, 8, 20_480, 131_072, 1024),
+    "55B": _sizes("llama", 8192, 64, 64, 8, 28_672, 128_000, 1024),
     "22B": _sizes("llama", 6144, 48, 48, 8, 16_384, 49_152, 1024),
 }
 VALIDATION_MODELS = {
@@ -104,6 +105,7 @@ def fitting() -> Iterator[Case]:
     yield _case("fsdp", "5B", 8, "fsdp", 8)
     yield _case("fsdp", "22B", 64, "fsdp", 64)
     yield _case("fsdp", "40B", 64, "fsdp", 64)
+    yield _case("fsdp", "55B", 64, "fsdp", 64)
     yield _case("pipeline", "740M", 8, "hybrid", 32, pipe=4, accumulate=8)
     yield _case("pipeline", "5B", 8, "hybrid", 16, pipe=2, fsdp=2, tensor=2, accumulate=4, schedule="zero_bubble")
     yield _case("pipeline", "740M", 8, "hybrid", 32, pipe=2, fsdp=4, accumulate=4)

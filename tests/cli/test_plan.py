@@ -103,7 +103,7 @@ def test_a_plan_as_text_json_and_picture(capsys, tmp_path):
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 120
     assert "playground on cpu:8: 8 × simulated CPU device" in text
-    assert "strategy fsdp, zero stage 3; mesh fsdp 8 (memory)" in text
+    assert "strategy fsdp, zero stage 3; mesh fsdp 8 (process)" in text
     assert re.search(r"^cpu:8: compiles and fits: 1[56]\.\d GiB left$", text, re.M)
     assert " runs" not in text
     assert picture.read_text().startswith("<?xml")
@@ -138,8 +138,13 @@ PIPE = ["--stages=2", "--microbatches=2"]
             "world_size: 8 must be a multiple of the product of the parallel sizes, 3 (tensor 3)",
         ),
         (
-            ["--target=cpu:8", "--config=lite", f"{DISTRIBUTED}.world_size=8", f"{DISTRIBUTED}.data_parallel=8",
-             "--config.training.batch_size=12"],
+            [
+                "--target=cpu:8",
+                "--config=lite",
+                f"{DISTRIBUTED}.world_size=8",
+                f"{DISTRIBUTED}.data_parallel=8",
+                "--config.training.batch_size=12",
+            ],
             "training.batch_size: 12 cut in 2 gives 6 sequences, which 8 data-parallel devices cannot share equally",
         ),
         (["--show-schedule"], "--stages=N and --microbatches=N missing; or give --config=PROFILE"),

@@ -49,4 +49,5 @@ def compiler_warnings(text: str) -> tuple[str, ...]:
         line = f"involuntary full rematerialisation of {what}{where}: its sharding changes in one place"
         counts[line] = counts.get(line, 0) + 1
     lines = [line + (f" (×{count})" if count > 1 else "") for line, count in counts.items()]
-    return tuple(lines) + tuple(dict.fromkeys(" ".join(each.split()) for each in _OVERSIZE.findall(text)))
+    oversize = dict.fromkeys(f"the compiler says: {' '.join(each.split())}" for each in _OVERSIZE.findall(text))
+    return (*lines, *oversize)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from apt_jax.core.config import Config
 from apt_jax.core.errors import AptError, ConfigError, PluginError
@@ -164,14 +167,24 @@ def _with_dtype(config: Config, plugins: Plugins, target: Target) -> Config:
 def _compile(lowered: Any, target: Target, folder: str, printed: Captured) -> Any:
     options = _OPTIONS[target.device.vendor]
     dump = {} if target.device.vendor == "tpu" else {"xla_dump_to": folder}
-    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache is not dumped
     try:
-        return lowered.compile(compiler_options={**options, **dump})
+        with _no_cache():
+            return lowered.compile(compiler_options={**options, **dump})
     except Exception as error:
         raise _refusal(str(error), target) from error
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """Without the persistent cache: a program that comes from it is not dumped, and never runs anyway."""
+    given = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # jax asks once per process whether there is one
+    try:
+        yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
+        jax.config.update("jax_enable_compilation_cache", given)
+        reset_cache()
 
 
 def _refusal(text: str, target: Target) -> PlanError:

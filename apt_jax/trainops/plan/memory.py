@@ -80,8 +80,8 @@ def replicated_warnings(report: ShardingReport, memory: int) -> tuple[str, ...]:
         return ()
     largest = max(whole, key=lambda p: p.per_device.total)
     return (
-        f"replicated: {len(whole)} of {len(report.placements)} parameters lie whole on every device with gradient and "
-        f"optimizer state, {held / 2**30:.1f} GiB; the largest is {largest.path}",
+        f"replicated on every device: {len(whole)} of {len(report.placements)} parameters, {held / 2**30:.1f} GiB with "
+        f"gradient and optimizer; the largest is {largest.path}",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from apt_jax.core.errors import AptError
 from apt_jax.trainops.plan.memory import CAUSES
 from apt_jax.trainops.plan.plan import Plan
+from apt_jax.trainops.plan.text import size_text
 
 _COLOURS = (
     "#4477aa",
@@ -39,7 +40,7 @@ def draw_plan(plan: Plan, path: Path) -> None:
     for (cause, _), colour in zip(CAUSES.items(), _COLOURS, strict=True):
         if cause in plan.parts:
             width = plan.parts[cause].bytes / _GIB
-            label = f"{cause.replace('_', ' ')} {width:.2f} GiB"
+            label = f"{cause.replace('_', ' ')} {size_text(plan.parts[cause].bytes)}"
             memory.barh([plan.target], [width], left=[left], color=colour, label=label)
             left += width
     memory.axvline(plan.capacity / _GIB, color="black", linestyle="--", linewidth=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from apt_jax.trainops.plan.memory import CAUSES
@@ -50,8 +51,8 @@ def _head(plan: Plan) -> list[str]:
         f"strategy {plan.strategy}{stage}; mesh {mesh}",
         f"{plan.num_params:,} parameters, vocabulary {plan.vocab_size:,}{origin}; optimizer {plan.optimizer}, "
         f"{plan.precision} compute, remat {plan.remat}",
-        f"{plan.batch_size:,} sequences of {plan.length:,} tokens per step in {plan.accumulation} microbatches of "
-        f"{rows:,}; attention {plan.kernel[0]} ({plan.kernel[1]})",
+        f"attention {plan.kernel[0]}: {plan.kernel[1]}",
+        f"{plan.batch_size:,} sequences of {plan.length:,} tokens per step, {plan.accumulation} × {rows:,}",
     ]
 
 
@@ -126,7 +127,10 @@ def _remedies(remedies: Sequence[Remedy]) -> list[str]:
     for each in remedies:
         outcome = each.note if each.total is None else f"{size_text(each.total)}, {'fits' if each.fits else 'does not'}"
         bound = f", step ≥ {time_text(each.bound)}" if each.bound is not None else ""
-        lines.append(f"  {_cut(outcome + bound, 60):32}  {' '.join(each.changes)}")
+        lines.append(f"  {_cut(outcome + bound)}")
+        lines += textwrap.wrap(
+            " ".join(each.changes), WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+        )
     return lines
 
 

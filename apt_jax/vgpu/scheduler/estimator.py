@@ -110,6 +110,7 @@ def quick_estimate(
     batch_size: int | None = None,
     sequence_length: int | None = None,
     num_gpus: int | None = None,
+    gpu: str | None = None,
     gpu_memory_gb: float = GPU_MEMORY_GB,
     mixed_precision: str | None = None,
     remat_policy: str | None = None,
@@ -124,6 +125,7 @@ def quick_estimate(
       batch_size: sequences per optimizer step, over all GPUs.
       sequence_length: tokens per row; default: the model's longest.
       num_gpus: take exactly so many, instead of searching, whether it fits or not.
+      gpu: a device by name, such as "h100" or "rtx3090"; wins over `gpu_memory_gb`.
       gpu_memory_gb: of one GPU, in 10⁹ bytes as sold.
       mixed_precision: fp32, bf16 or fp16.
       remat_policy: none, full, dots or attention.
@@ -132,7 +134,10 @@ def quick_estimate(
 
     Raises:
       ConfigError: an unknown size, or nothing that fits; the line says what to change.
+      TargetError: an unknown device.
     """
+    if gpu is not None:
+        gpu_memory_gb = _memory_of(gpu)
     config = _config(model, model_size)
     changes = {"remat_policy": remat_policy}
     config = replace(config, model=replace(config.model, **{k: v for k, v in changes.items() if v is not None}))
@@ -224,6 +229,15 @@ class VGPUResourceEstimator:
                 break
             fitting.append(size)
         return tuple(fitting[-3:])
+
+
+def _memory_of(gpu: str) -> float:
+    """GB of a registered device, such that `usable` leaves what its programs can have."""
+    from apt_jax.core.registry import load_plugins
+    from apt_jax.vgpu.scheduler.devices import find_device
+
+    device = find_device(gpu, load_plugins(enabled=(), disabled=(), plugins_dir=None))
+    return (device.memory_bytes + _OUTSIDE) / 1e9
 
 
 def _config(model: ModelConfig | Config | str | None, size: str | None) -> Config:

@@ -13,6 +13,7 @@ FLOAT = 4  # bytes of parameters, gradients, moments
 
 # Fitted on the fitting configurations alone.
 LOGITS_ALIVE = 1.25  # of all chunks' attention logits together, float32: XLA runs the chunks side by side
+LOGITS_IN_LOOPS = 1.0  # the same for rows so long that chunks share a key range and go through a loop
 FRAGMENTS = 1.03  # allocated over needed, of a layer's working set
 
 
@@ -83,7 +84,7 @@ def attention_terms(step: Step) -> Bytes:
     wide = (4 if e < FLOAT else 5) * e * t * F  # gate and up, their gradients; in float32 their product as well
     stream = (3 * FLOAT + 5 * e) * s * D
     heads = 4 * e * t * Q
-    logits = LOGITS_ALIVE * FLOAT * step.logits
+    logits = FLOAT * step.logits * (LOGITS_ALIVE if step.unrolled_attention else LOGITS_IN_LOOPS)
     work = {"working set": FRAGMENTS * (wide + stream + heads + logits)}
     return {**head_terms(step), **work, **gathered_terms(step, ".attn")}
 

@@ -18,16 +18,26 @@ _OPTIMIZERS = {"adamw": (2, 2, 8), "muon": (1, 2, 28), "sgd": (1, 1, 4)}
 
 @dataclass(frozen=True)
 class Step:
-    """A step as one device sees it: everything the terms are made of."""
+    """A step as one device sees it.
+
+    Attributes:
+      w, mesh, tensors: of the model and the layout, whole.
+      remat, kernel: names of the remat policy and the attention kernel.
+      rows, length: sequences of a microbatch on this device, and tokens of each.
+      micros: microbatches of a step.
+      e: bytes of the compute dtype.
+      loss_chunk: tokens whose logits exist at one time.
+      optimizer: see `_OPTIMIZERS`.
+      schedule, chunks: of the pipeline; groups of layers per stage.
+    """
 
     w: Widths
     mesh: Mesh
     tensors: tuple[Tensor, ...]
     remat: str
     kernel: str
-    scan: bool
-    rows: int  # of a microbatch
-    length: int  # tokens of a row
+    rows: int
+    length: int
     micros: int
     e: int
     loss_chunk: int
@@ -37,14 +47,17 @@ class Step:
 
     @property
     def t(self) -> int:
+        """Tokens of a microbatch."""
         return self.rows * self.length
 
     @property
     def s(self) -> int:
+        """Tokens of the stream between blocks."""
         return self.t // (self.mesh.tensor if self.mesh.sequence_parallel else 1)
 
     @property
     def F(self) -> int:
+        """Width of the SwiGLU."""
         return self.w.F // self.mesh.tensor
 
     @property
@@ -59,6 +72,7 @@ class Step:
 
     @property
     def V(self) -> int:
+        """Rows of the vocabulary."""
         return self.w.V // self.mesh.tensor
 
     @property
@@ -77,6 +91,11 @@ class Step:
         ranges = self.ranges
         per_head = self.length**2 if self.kernel == "reference" else sum(q * k for q, k in ranges)
         return self.rows * self.w.N // self.mesh.tensor * per_head
+
+    @property
+    def unrolled_attention(self) -> bool:
+        """Whether every chunk of queries has a key range of its own."""
+        return self.length <= ATTENTION_CHUNK * _PREFIXES
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -118,7 +137,6 @@ def make_step(
         tensors=parameters(model, vocab_size),
         remat=model.remat_policy,
         kernel=model.attention_kernel,
-        scan=model.scan_layers,
         rows=micro // mesh.rows,
         length=length // mesh.context,
         micros=micros,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import jax
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from apt_jax.core.config import parse_command_line
 from apt_jax.core.errors import AptError
@@ -90,7 +91,7 @@ def test_arguments_are_exact(compiled):
 
 def test_axes_and_collectives(compiled):
     plan = read_plan(compiled("tensor"))
-    assert plan.levels == {"data": "memory", "tensor": "memory"}
+    assert plan.levels == {"data": "process", "tensor": "process"}
     assert {t.axes for t in plan.traffic} >= {("data",), ("tensor",)}
     assert read_plan(compiled("one")).traffic == () and read_plan(compiled("one")).bounds.network == 0
     pipe = read_plan(compiled("pipe"))
@@ -126,11 +127,35 @@ def test_changes_are_tried_until_one_fits(compiled):
     assert tried[-1].fits and tried[-1].total <= device.memory_bytes
     text = render(replace(tight, remedies=tried))
     assert "changes tried by the compiler" in text and tried[-1].changes[0] in text
+    many = replace(tried[-1], changes=tuple(f"--config.training.distributed.fsdp_parallel={i}" for i in range(5)))
+    assert max(map(len, render(replace(tight, remedies=(many,))).splitlines())) <= 120
 
 
 def test_another_number_of_devices_is_named():
     with pytest.raises(AptError, match=r"the config is for 4 devices, --target for 8; use --target=cpu:4"):
         make_plan(config_of({f"{D}.world_size": 4}), PLUGINS, parse_target("cpu:8", PLUGINS))
+
+
+def test_the_persistent_cache_is_left_alone(compiled, tmp_path):
+    """A program that came from the cache would say nothing of its buffers."""
+    before = {
+        name: getattr(jax.config, name)
+        for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    }
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        reset_cache()
+        compiled("one").setup.program.train_step.lower(
+            compiled("one").setup.program.abstract_state(), compiled("one").setup.program.abstract_batch(64)
+        ).compile()
+        filled = len([*tmp_path.iterdir()])
+        again = compile_step(config_of({}), PLUGINS, parse_target("cpu:1", PLUGINS))
+        assert filled and again.peak and len([*tmp_path.iterdir()]) == filled
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
 
 
 def test_auto_precision_is_the_targets(compiled):

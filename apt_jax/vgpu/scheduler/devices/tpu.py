@@ -1,7 +1,8 @@
 """Google TPUs, a device being a chip.
 
 Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e} (peak, HBM, chips per pod, inter-chip bandwidth, of which the
-page gives both directions together); jax-ml.github.io/scaling-book/tpus (data-centre network per chip).
+page gives both directions together); jax-ml.github.io/scaling-book/tpus (data-centre network per chip). What a
+program can have is the compiler's own word for v5e; for the others the same quarter GiB is taken off.
 """
 
 from __future__ import annotations
