@@ -138,7 +138,7 @@ def pin(tree: Any, shardings: Any, lead: int = 0) -> Any:
     """Constrains arrays to their shardings, a tree alike, over the axes that are not manual here.
 
     Args:
-      lead: axes that the arrays have in front of those that the shardings speak of.
+      lead: axes that the arrays have in front of those that the shardings speak of; negative: that they lack.
     """
 
     def place(x: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -149,7 +149,7 @@ def pin(tree: Any, shardings: Any, lead: int = 0) -> Any:
             names = () if part is None else (part,) if isinstance(part, str) else part
             return tuple(name for name in names if name not in manual) or None
 
-        spec = PartitionSpec(*[None] * lead, *map(free, sharding.spec))
+        spec = PartitionSpec(*[None] * lead, *map(free, sharding.spec[max(0, -lead) :]))
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree, shardings)

@@ -18,6 +18,8 @@ from flax import struct
 
 from apt_jax.core.logical import constrain, ways
 
+_HEAD_AXES = (None, "vocab")  # brought together once, before the loop, where parameters are cut along D
+
 
 @dataclass(frozen=True)
 class CrossEntropyOptions:
@@ -110,6 +112,7 @@ def _sums(
 
     # Sums stay apart per row and piece of it, and the head's gradient per data- and context-parallel device, until
     # after the loop: added up inside, each chunk would wait for a collective.
+    w_DV = constrain(w_DV, _HEAD_AXES)
     start = _zeros(x_CBTD.shape[1], _shards("seq", x_CBTD.shape[2]))
     sums, _ = jax.lax.scan(step, start, (x_CBTD, targets_CBT, weights_CBT))
     return jax.tree.map(jnp.sum, sums)
@@ -126,6 +129,7 @@ def _forward(
     batch, width, vocab = x_CBTD.shape[1], *w_DV.shape
     shards, pieces = _shards("batch", batch), _shards("seq", x_CBTD.shape[2])
     dw_axes = ("batch", "seq", "embed", "vocab")
+    w_DV = constrain(w_DV, _HEAD_AXES)
 
     def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
         sums, dw_PQDV = carry

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest

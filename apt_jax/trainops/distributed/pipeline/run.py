@@ -271,10 +271,12 @@ class _Stage:
 
     def _add(self, total: Tree, cell: _Cell, new: Tree) -> Tree:
         """Adds the gradients that `new` holds to those of the cell's group of layers."""
-        flat, add = _flatten(total), _flatten(new)
-        for path, g in add.items():
-            g = jnp.where(cell.mine, g, jnp.zeros_like(g))
-            flat[path] = flat[path].at[cell.chunk].add(g)
+        flat, where = _flatten(total), _flatten(self._shardings["layers"])
+        lead = 0 if self.table.chunks == 1 else -1
+        for path, g in _flatten(new).items():
+            # Pinned by itself: else XLA sums it whole over fsdp, and cuts it when it is added.
+            g = pin(g, where[path], lead)
+            flat[path] = flat[path].at[cell.chunk].add(jnp.where(cell.mine, g, jnp.zeros_like(g)))
         return _unflatten(flat)
 
     def _only(self, mine: jax.Array, any_stage: jax.Array, work: Callable[[Any], Any], state: Any) -> Any:

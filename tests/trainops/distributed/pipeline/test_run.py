@@ -79,7 +79,8 @@ def test_auxiliary_sums_reach_the_loss_and_their_gradients_come_back():
             rows = {k: jnp.asarray(v[part::4]) for k, v in batch.items()}
             x, aux = model.begin(rows["tokens"]), jnp.float32(0)
             for layer in range(MODEL.num_layers):
-                piece = nnx.merge(graphdef, {**params, "layers": jax.tree.map(lambda w: w[layer : layer + 1], params["layers"])})
+                layers = jax.tree.map(lambda w, i=layer: w[i : i + 1], params["layers"])
+                piece = nnx.merge(graphdef, {**params, "layers": layers})
                 x, new = piece.advance(x, layer, positions_BT=rows["positions"], segment_ids_BT=rows["segment_ids"])
                 aux += new["size"]
             model.hidden = lambda *_, x=x, aux=aux, **__: model.finish(x, {"size": aux})
