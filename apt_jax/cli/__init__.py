@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("apt_jax.cli.export", "write a trained model as a Hugging Face folder"),
     "generate": ("apt_jax.cli.generate", "continue a prompt with a trained model"),
     "hlbd": ("apt_jax.cli.hlbd", "generate, check and verify HLBD data"),
-    "plan": ("apt_jax.cli.plan", "compile a step for a described machine: memory, time, fit; show a pipeline's schedule"),
+    "plan": ("apt_jax.cli.plan", "compile a step for a described machine: memory, time, fit; or draw a schedule"),
     "plugins": ("apt_jax.cli.plugins", "list, check, trace and begin plugins"),
     "profiles": ("apt_jax.cli.profiles", "list the shipped profiles, or describe one"),
     "shardings": ("apt_jax.cli.shardings", "show where each parameter lies and what it costs a device"),

@@ -8,19 +8,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from apt_jax.core.logical import target_platform
+
 
 def global_norm(tree: Any) -> jax.Array:
     """√(Σ x²) over all elements of all arrays, float32 [].
 
     Rows are summed first, then the sums of rows: XLA:CPU may add up an array one element after the other,
-    and over millions of elements that loses digits. The barrier keeps the two sums apart.
+    and over millions of elements that loses digits. The barrier keeps the two sums apart; elsewhere it would only
+    keep a step from sharing one norm between the clip and the metrics.
     """
+    apart = jax.lax.optimization_barrier if target_platform() == "cpu" else lambda rows: rows
 
     def square(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         if x.ndim < 2:
             return jnp.sum(x * x)
-        return jnp.sum(jax.lax.optimization_barrier(jnp.sum(x * x, axis=-1)))
+        return jnp.sum(apart(jnp.sum(x * x, axis=-1)))
 
     return jnp.sqrt(sum(map(square, jax.tree.leaves(tree)), start=jnp.float32(0)))
 

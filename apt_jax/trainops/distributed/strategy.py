@@ -91,6 +91,14 @@ class Strategy:
         self.gradient_shardings = cut_over_fsdp if layout.zero_stage >= 2 else whole
         self._moments = cut_over_fsdp
 
+    @property
+    def stages_diverge(self) -> bool:
+        """Whether pipeline stages may take branches of their own.
+
+        Cut sequences travel by permutes, which must not end up in a branch that some devices skip.
+        """
+        return self.mesh.shape["context"] == 1 and not self.layout.sequence_parallel
+
     def optimizer_shardings(self, tx: optax.GradientTransformation) -> Tree:
         """Shardings of the optimizer's state."""
         return state_shardings(self.rules, tx, self.abstract_params, self._moments)

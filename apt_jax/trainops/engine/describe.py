@@ -74,6 +74,6 @@ def _strategy(config: Config, program: Program) -> str:
         chunks = f" of {chosen.pipeline_chunks} chunks" if chosen.pipeline_chunks > 1 else ""
         parts.append(
             f"{chosen.pipeline_schedule} pipeline, {mesh['pipe']} stages{chunks}, {microbatches} microbatches, "
-            f"bubble {float(bubble(table, Costs())):.0%}"
+            f"bubble {float(bubble(table, Costs(), alike=not program.strategy.stages_diverge)):.0%}"
         )
     return "; ".join(parts)

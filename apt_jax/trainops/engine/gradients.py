@@ -59,8 +59,7 @@ def make_gradients(
         table,
         strategy.rules,
         strategy.gradient_shardings,
-        # Cut sequences travel by permutes, which must not end up in a branch that some devices skip.
-        divergent=strategy.mesh.shape["context"] == 1 and not strategy.layout.sequence_parallel,
+        divergent=strategy.stages_diverge,
         once=once,
     )
     return _Pipelined(pipeline, strategy, count)

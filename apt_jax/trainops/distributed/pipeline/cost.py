@@ -27,22 +27,32 @@ class Costs:
         return Fraction(0), forward, inputs + weights, inputs, weights
 
 
-def tick_times(table: TickTable, costs: Costs) -> list[Fraction]:
-    """Time of each tick: that of the stage with the most to do, for which the others wait."""
+def tick_times(table: TickTable, costs: Costs, *, alike: bool = False) -> list[Fraction]:
+    """Time of each tick: that of the stage with the most to do, for which the others wait.
+
+    Args:
+      table: the schedule.
+      costs: of each op.
+      alike: all stages run whatever any stage has in a slot, as they must where the sequence is cut (see
+        `pipeline/run.py`). Only zero_bubble, which has two kinds of work in one slot, takes longer for it.
+    """
     per_op = np.array(costs.per_op(table.chunks), dtype=object)  # Fractions: sums are exact
-    return list(per_op[table.op].sum(axis=2).max(axis=1))
+    if not alike:
+        return list(per_op[table.op].sum(axis=2).max(axis=1))
+    present = np.array([[per_op[np.unique(slot)].sum() for slot in tick.T] for tick in table.op], dtype=object)
+    return list(present.sum(axis=1))
 
 
-def table_time(table: TickTable, costs: Costs) -> Fraction:
+def table_time(table: TickTable, costs: Costs, *, alike: bool = False) -> Fraction:
     """Time of one optimizer step's forwards and backwards."""
-    return sum(tick_times(table, costs), Fraction(0))
+    return sum(tick_times(table, costs, alike=alike), Fraction(0))
 
 
-def bubble(table: TickTable, costs: Costs) -> Fraction:
+def bubble(table: TickTable, costs: Costs, *, alike: bool = False) -> Fraction:
     """Share of the time, from 0 to 1, in which the average stage has nothing to do; counted."""
     _, _, backward, _, _ = costs.per_op()
     work = table.microbatches * (Fraction(costs.forward) + backward)
-    time = table_time(table, costs)
+    time = table_time(table, costs, alike=alike)
     return (time - work) / time
 
 

@@ -7,9 +7,10 @@ the scan (`jax.vjp` of one group of layers at a time, recomputed from its input)
 memory is bounded by the table's stash, not by the number of microbatches.
 
 Every device takes the same branches: an operation that any stage has in a tick is run by all of them, and
-idle stages drop the result. They would wait for the others anyway, and a collective in a branch that only some
+idle stages drop the result. They would wait for the others anyway, and a permute in a branch that only some
 devices take is matched with the wrong partner: XLA:CPU does so without a sign.
-The embedding and the loss are the exception, where nothing in them can be such a collective (`divergent`).
+Where no permute can be among them (`divergent`), a stage does only its own where that saves time: the embedding,
+the loss, and slots that hold different kinds of work for different stages, as zero-bubble's do.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Pipeline:
       chunks: groups of layers per stage, v. Parameters under `layers` have leading axes [L] for v = 1, else
         [v, L / v], so that each device's shard along the axis named "layers" is what its stage needs.
       gradient_shardings: a tree as the parameters.
-      divergent: only the first stage embeds, and only the last one computes the loss.
+      divergent: stages may take branches of their own; only where no sequence is cut over devices.
       once: further axes whose gradients are summed after the last tick; XLA would do it in every tick, as it
         carries no partial sum round a loop. Not with dropout, whose masks are drawn for whole arrays.
     """
@@ -183,7 +184,9 @@ class _Stage:
         for slot, ops in enumerate(self.table.slot_ops):
             for op in ops:
                 cell = self._cell(row, slot, op)
-                busy = jnp.any(row["op"][:, slot] == op)
+                # One kind of work in a slot takes as long for one stage as for all.
+                alone = self.divergent and len(ops) > 1
+                busy = cell.mine if alone else jnp.any(row["op"][:, slot] == op)
                 way = Op.FORWARD if op is Op.FORWARD else Op.BACKWARD
                 work = partial(run[op], cell)
                 state, sent[way] = jax.lax.cond(busy, work, lambda s, out: (s, out), state, sent[way])
@@ -266,8 +269,11 @@ class _Stage:
         model = self.pieces.model(self.rest, self._chunk(cell.chunk))
         saved = jax.tree.map(lambda a: a[cell.deferred], state.deferred)
         gradients = {(*path, "kernel"): g for path, g in weight_gradients(model.layers, saved).items()}
-        d_layers = self._add(state.d_layers, cell, _unflatten(gradients))
-        return state.replace(d_layers=d_layers), sent  # pyright: ignore[reportAttributeAccessIssue]
+        # Read before the next input gradients are written, or XLA copies all buffers in every tick.
+        d_layers, deferred = jax.lax.optimization_barrier(
+            (self._add(state.d_layers, cell, _unflatten(gradients)), state.deferred)
+        )
+        return state.replace(d_layers=d_layers, deferred=deferred), sent  # pyright: ignore[reportAttributeAccessIssue]
 
     def _add(self, total: Tree, cell: _Cell, new: Tree) -> Tree:
         """Adds the gradients that `new` holds to those of the cell's group of layers."""

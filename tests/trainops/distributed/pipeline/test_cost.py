@@ -82,3 +82,13 @@ def test_costs_by_op():
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="unknown schedule '1fb'"):
         bubble_formula("1fb", 2, 2)
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(4, 8), (4, 16), (8, 32)])
+def test_stages_that_must_all_run_alike_gain_nothing_from_zero_bubble(stages, microbatches):
+    """Forwards and weight gradients of different stages then follow each other instead of going on at once."""
+    plain, split = (make_table(name, stages, microbatches) for name in ("1f1b", "zero_bubble"))
+    costs = Costs()
+    assert table_time(plain, costs, alike=True) == table_time(plain, costs)
+    assert table_time(split, costs) < table_time(plain, costs)
+    assert table_time(split, costs, alike=True) >= table_time(plain, costs)
