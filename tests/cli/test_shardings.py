@@ -154,7 +154,7 @@ def test_a_terminal_gets_colours(capsys, monkeypatch):
         (
             ["--config=pro", "--config.model.vocab_size=100001"],
             "parameter embed.table: dimension 0 (vocab) has size 100001, which mesh axes tensor = 2 do not divide; "
-            "change the size or training.distributed",
+            "set model.vocab_size=100002, which pads the table",
         ),
         ([*TINY, "--devices=6", f"{DISTRIBUTED}.tensor_parallel=4"], "but 6 are to be used; make the product equal"),
         ([*TINY, f"{DISTRIBUTED}.expert_parallel=2"], "training.distributed.expert_parallel: 2 devices for experts"),

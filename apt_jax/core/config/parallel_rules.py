@@ -55,7 +55,8 @@ def _rows(config: Config) -> Iterator[Problem]:
         yield Problem(
             "training.batch_size",
             f"{training.batch_size} cut in {training.gradient_accumulation_steps} gives {microbatch} "
-            f"sequences, which {rows} data-parallel devices cannot share equally",
+            f"sequences, which {rows} data-parallel devices cannot share equally; make it a multiple of "
+            f"{rows * training.gradient_accumulation_steps}",
         )
 
 

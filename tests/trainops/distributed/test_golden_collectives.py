@@ -7,182 +7,57 @@ the same payload; `test_h100.py` asks for the true one.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from apt_jax.core.config.schema import DistributedConfig, ModelConfig, TrainingConfig
 from apt_jax.core.logical import MESH_AXES
-from apt_jax.trainops.distributed.collectives import Collective, read_collectives, summarize
-from apt_jax.trainops.distributed.collectives.hlo import Computation, Instruction, parse
-from apt_jax.trainops.distributed.collectives.hlo import Program as Hlo
-from apt_jax.trainops.distributed.collectives.read import KINDS
+from apt_jax.trainops.distributed.collectives import Collective, summarize
 from apt_jax.trainops.distributed.layout import resolve_layout
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.distributed.pipeline.table import make_table
-from tests.trainops.distributed.test_parity import LAYOUTS
-from tests.trainops.engine.tiny import compile_train_step, make_program
-
-# The vocabulary is that large so that logits of all tokens would be the largest array of every program.
-L, D, F, N, K, H, V, T = 8, 64, 128, 4, 2, 16, 2048, 32
-ROWS, MICROBATCH, MICROBATCHES = 32, 16, 8  # of a step without a pipeline; with one, and so many of them
-LOSS_CHUNK = 64  # tokens of a device: the loss always takes several chunks
-FLOAT = INT = 4  # bytes
-MODEL = ModelConfig(
-    hidden_size=D,
-    num_layers=L,
-    num_attention_heads=N,
-    num_key_value_heads=K,
-    intermediate_size=F,
-    max_position_embeddings=T,
-    vocab_size=V,
-    tie_word_embeddings=False,
+from tests.trainops.distributed.golden_steps import (
+    FINAL_NORM,
+    FLOAT,
+    HEAD,
+    INT,
+    LOSS_FLOATS,
+    MATRICES,
+    MICROBATCH,
+    MICROBATCHES,
+    NORMS,
+    PARAMETERS,
+    PROJECTIONS,
+    ROWS,
+    SCALARS,
+    SUMS,
+    TABLE,
+    D,
+    F,
+    H,
+    K,
+    L,
+    N,
+    Step,
+    T,
+    V,
+    _sgd,
+    assert_theory,
+    compile_step,
+    native_stderr,
+    step_of,
+    stream,
+    without_cache,
 )
-
-TABLE = HEAD = V * D * FLOAT
-FINAL_NORM = D * FLOAT
-NORMS = 2 * D * FLOAT  # of a layer
-PROJECTIONS = 7  # q, k, v, o, gate, up, down
-MATRICES = (2 * D * N * H + 2 * D * K * H + 3 * D * F) * FLOAT  # their weights
-PARAMETERS = L * (MATRICES + NORMS) + TABLE + HEAD + FINAL_NORM
-SUMS = 6 * FLOAT  # loss, weight, nll, accuracy, tokens and the scale of the step
-SCALARS = 32 * FLOAT  # more than the scalars that any step sums over devices: those sums, and norms of gradients
-LOSS_FLOATS = 3  # a token's maximum, mass and target logit, where the vocabulary is cut
-
-
-def stream(rows: int, tokens: int = T) -> int:
-    """Bytes of the residual stream [rows, tokens, D] of one device."""
-    return rows * tokens * D * FLOAT
-
-
-@dataclass(frozen=True)
-class Step:
-    """A compiled train step, and what XLA printed meanwhile."""
-
-    text: str
-    mesh: dict[str, int]
-    printed: str
-    num_params: int
-
-    @property
-    def collectives(self) -> list[Collective]:
-        """Those that send something: XLA:CPU keeps all-reduces over one device."""
-        return [one for one in read_collectives(self.text, self.mesh) if one.axes]
-
-    def total(self, kind: str, *axes: str) -> tuple[int, int]:
-        """(executions, bytes)."""
-        total = summarize(self.collectives)[kind, axes]
-        return total.executions, total.bytes
-
-    def reduced_over(self, axis: str) -> int:
-        """Bytes of all-reduces over an axis, alone or with others."""
-        return sum(one.count * one.bytes for one in self.collectives if one.kind == "all-reduce" and axis in one.axes)
-
-
-@contextlib.contextmanager
-def without_cache() -> Iterator[None]:
-    """Programs are compiled, not loaded: a loaded one prints no warnings."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # it remembers whether it is in use
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
-
-
-@contextlib.contextmanager
-def native_stderr() -> Iterator[list[str]]:
-    """Catches what is written to file descriptor 2, as XLA does, past Python; the text is there at the end.
-
-    Not pytest's capfd, whose life is one test: steps are compiled once for several tests.
-    """
-    caught: list[str] = []
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield caught
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            caught.append(file.read().decode(errors="replace"))
-
-
-def compile_step(
-    distributed: DistributedConfig,
-    devices: int | Sequence[Any] = 8,
-    *,
-    model: ModelConfig = MODEL,
-    microbatches: int | None = None,
-    loss_chunk: int = LOSS_CHUNK,
-    make_optimizer: Any = None,
-    **options: Any,
-) -> Step:
-    """The train step of the sizes above, compiled with XLA's `options`."""
-    piped = distributed.strategy == "pipeline" or distributed.pipeline_parallel > 1
-    count = microbatches or (MICROBATCHES if piped else 1)
-    training = TrainingConfig(
-        batch_size=MICROBATCH * count if piped else ROWS,
-        gradient_accumulation_steps=count,
-        max_steps=20,
-        warmup_steps=2,
-        loss_chunk=loss_chunk,
-    )
-    with without_cache(), native_stderr() as printed:
-        program, _ = make_program(
-            training,
-            model=model,
-            devices=devices,
-            distributed=distributed,
-            make_optimizer=make_optimizer,
-            length=T,
-            abstract=True,
-        )
-        text = compile_train_step(program, T, **options).as_text()
-    return Step(text, dict(program.mesh.shape), printed[0], program.num_params)
-
-
-@cache
-def step_of(name: str, remat: str = "none") -> Step:
-    """Compiled once for all tests; with less of an optimizer where only the layers are looked at."""
-    if name == "zero3":
-        return step_of("fsdp", remat)  # `test_zero3_is_fsdp`
-    model = replace(MODEL, remat_policy=remat)
-    return compile_step(LAYOUTS[name], model=model, make_optimizer=_sgd if "×" in name else None)
-
-
-def _sgd(groups: Any) -> optax.GradientTransformation:
-    del groups
-    return optax.sgd(1e-3)
-
-
-def assert_theory(step: Step, theory: dict[tuple[str, tuple[str, ...]], int], ignored: float = 0.01) -> None:
-    """Bytes by (kind, axes) are those of the theory within 5 %; all else is less than a hundredth of it."""
-    found = summarize(step.collectives)
-    for key, size in theory.items():
-        assert key in found, f"no {key}"
-        assert found[key].bytes == pytest.approx(size, rel=0.05), key
-    rest = sum(total.bytes for key, total in found.items() if key not in theory)
-    assert rest <= ignored * sum(theory.values()), found
+from tests.trainops.distributed.origins import Origins
+from tests.trainops.distributed.test_parity import LAYOUTS
 
 
 def test_the_model_has_the_sizes_of_the_theory():
@@ -444,92 +319,8 @@ def test_an_involuntary_rematerialization_would_be_seen():
 
 
 # --- branches ---------------------------------------------------------------------------------------------------
-#
-# A permute in a branch that not all devices take is matched with a wrong partner, without a sign. So no collective
-# between stages stands in a branch, and a branch with a permute is chosen by what is equal on all devices.
 
 
-class Origins:
-    """Where the values of a compiled program come from, followed backwards from one of them."""
-
-    def __init__(self, text: str):
-        self.program: Hlo = parse(text)
-        self._callers: dict[str, list[tuple[Computation, Instruction, str]]] = {}
-        for computation in self.program.computations.values():
-            for instruction in computation.instructions.values():
-                for key in _CALLS:
-                    for name in instruction.called(key):
-                        self._callers.setdefault(name, []).append((computation, instruction, key))
-
-    def conditionals(self) -> Iterator[tuple[Computation, Instruction]]:
-        """Every conditional, and the computation it stands in."""
-        for computation in self.program.computations.values():
-            for instruction in computation.instructions.values():
-                if instruction.opcode == "conditional":
-                    yield computation, instruction
-
-    def holds(self, instruction: Instruction, kind: str) -> bool:
-        """Whether a collective stands in what the instruction calls, however deep."""
-        bodies = [self.program.computations[name] for key in _CALLS for name in instruction.called(key)]
-        inside = [one for body in bodies for one in body.instructions.values()]
-        return any(one.opcode.removesuffix("-start") == kind or self.holds(one, kind) for one in inside)
-
-    def of_choice(self, computation: Computation, conditional: Instruction) -> set[str]:
-        """Opcodes of the origins of what chooses the branch; "argument" for the program's."""
-        self._seen: set[tuple[str, str, tuple[int, ...]]] = set()
-        return set(self._follow(computation, conditional.operands[0], ()))
-
-    def _follow(self, computation: Computation, name: str, path: tuple[int, ...]) -> Iterator[str]:
-        """`path` leads into the tuple that `name` is."""
-        if (key := (computation.name, name, path)) in self._seen:
-            return
-        self._seen.add(key)
-        one = computation.instructions[name]
-        called = {key: [self.program.computations[n] for n in one.called(key)] for key in _CALLS}
-        if one.opcode == "parameter":
-            yield from self._argument(computation, int(one.operands[0]), path)
-        elif one.opcode == "get-tuple-element":
-            yield from self._follow(computation, one.operands[0], (int(one.attribute("index") or 0), *path))
-        elif one.opcode == "tuple" and path:
-            yield from self._follow(computation, one.operands[path[0]], path[1:])
-        elif one.opcode == "while":
-            yield from self._follow(computation, one.operands[0], path)
-            yield from self._result(called["body"][0], path)
-        elif one.opcode in ("conditional", "fusion", "call"):
-            for key in _CALLS:
-                for body in called[key]:
-                    yield from self._result(body, path)
-            if one.opcode == "conditional":
-                yield from self._follow(computation, one.operands[0], ())
-        elif one.opcode.removesuffix("-start") in KINDS or not one.operands or one.opcode in ("constant", "iota"):
-            yield one.opcode
-        else:
-            for operand in one.operands:
-                yield from self._follow(computation, operand, path if one.opcode in _ALIASES else ())
-
-    def _result(self, body: Computation, path: tuple[int, ...]) -> Iterator[str]:
-        assert body.root is not None
-        yield from self._follow(body, body.root.name, path)
-
-    def _argument(self, computation: Computation, index: int, path: tuple[int, ...]) -> Iterator[str]:
-        if computation.name == self.program.entry:
-            yield "argument"
-        for where, caller, key in self._callers.get(computation.name, []):
-            if caller.opcode == "while":
-                yield from self._follow(where, caller.operands[0], path)
-                yield from self._result(self.program.computations[caller.called("body")[0]], path)
-            elif caller.opcode == "conditional":
-                branches = [n for k in _CALLS for n in caller.called(k)]
-                for branch in (i for i, name in enumerate(branches) if name == computation.name):
-                    yield from self._follow(where, caller.operands[1 + branch], path)
-            elif caller.opcode in ("fusion", "call"):
-                yield from self._follow(where, caller.operands[index], path)
-            else:
-                raise AssertionError(f"{caller.opcode} calls by {key}: not known")
-
-
-_CALLS = ("body", "condition", "branch_computations", "true_computation", "false_computation", "calls", "to_apply")
-_ALIASES = ("copy", "optimization-barrier", "bitcast")
 PIPED = [name for name, config in LAYOUTS.items() if config.strategy == "pipeline" or config.pipeline_parallel > 1]
 
 

@@ -171,7 +171,7 @@ def test_constrain_is_the_identity_without_rules_and_pins_with_them(rules):
 
 def test_rules_hold_only_inside(rules):
     with use_rules(rules):
-        assert rules_in_force() is rules and ways("batch") == 4 and ways("nothing") == 1
+        assert rules_in_force() is rules and ways("batch") == 4 and ways("norm") == 1
         with use_rules(None):
             assert rules_in_force() is None and ways("batch") == 1
     assert rules_in_force() is None
