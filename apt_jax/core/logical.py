@@ -19,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from apt_jax.core.errors import ConfigError, unknown_name
 
-MESH_AXES = ("pipe", "data", "fsdp", "expert", "context", "tensor")
 LogicalAxes = Sequence[str | None]
 
 

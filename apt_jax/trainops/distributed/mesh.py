@@ -12,7 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from apt_jax.core.errors import ConfigError
-from apt_jax.core.logical import MESH_AXES
+from apt_jax.core.layout import MESH_AXES
 
 
 def make_mesh(

@@ -230,7 +230,7 @@ def _short(text: str | None) -> str:
 _current = Peers()
 
 
-def current() -> Peers:
+def current_peers() -> Peers:
     """The peers of this process; alone until `setup_distributed` found others."""
     return _current
 

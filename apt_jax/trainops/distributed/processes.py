@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from apt_jax.core.errors import ConfigError, unknown_name
-from apt_jax.trainops.distributed import peers as peers_module
-from apt_jax.trainops.distributed import watch as watch_module
+from apt_jax.trainops.distributed import watch
 from apt_jax.trainops.distributed.coordinator import Coordinator
 from apt_jax.trainops.distributed.launch import Launch, detect
-from apt_jax.trainops.distributed.peers import Peers
+from apt_jax.trainops.distributed.peers import Peers, set_current
 
 # Seconds until jax gives a silent process up and aborts the others. Ours is quicker: jax may have heard of a
 # process for the last time half of this before it died, and must not interrupt us.
@@ -163,9 +162,9 @@ def _join(launch: Launch) -> ProcessInfo:
         )
     state = distributed.global_state
     index, count = state.process_id, state.num_processes
-    peers = Peers(watch_module.KeyValueStore(state.client), index, count, watch_module.own_name())
-    peers_module.set_current(peers)
-    watch_module.begin(peers, str(state.coordinator_address))
+    peers = Peers(watch.KeyValueStore(state.client), index, count, watch.own_name())
+    set_current(peers)
+    watch.begin(peers, str(state.coordinator_address))
     return ProcessInfo(index, count, launch.source, state.coordinator_address)
 
 

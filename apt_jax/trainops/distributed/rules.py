@@ -10,26 +10,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from apt_jax.core.errors import ConfigError
+from apt_jax.core.layout import DEFAULT_RULES
 from apt_jax.core.logical import AxisRules
-
-# First match wins per dimension, and a mesh axis serves an array once: on activations `batch` comes
-# first and takes `fsdp`, so `embed` stays whole there; on parameters `embed` takes it. Layers take `pipe`;
-# on parameters that belong to no layer, `embed` takes that as well.
-DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp", "expert"),
-    "seq": ("context",),
-    "norm_seq": ("context",),  # the sequence where only norms and residuals work
-    "embed": ("fsdp", "pipe"),
-    "mlp": ("tensor",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "head_dim": (),
-    "vocab": ("tensor",),
-    "experts": ("expert",),
-    "layers": ("pipe",),
-    "rank": (),
-    "norm": (),
-}
 
 _BATCH_AXES = ("batch", "seq")
 

@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from apt_jax.core.config.schema import DistributedConfig
 from apt_jax.core.errors import ConfigError, ModelError
+from apt_jax.core.layout import Layout
 from apt_jax.core.logical import pin
 from apt_jax.trainops.distributed.context import context_attention, needs_zigzag
 from apt_jax.trainops.distributed.context.order import zigzag_order
-from apt_jax.trainops.distributed.layout import Layout
 from apt_jax.trainops.distributed.rules import make_rules, param_shardings, state_shardings, without
 
 Tree = Any
@@ -32,7 +32,7 @@ class Strategy:
 
     Attributes:
       rules: in force while a step is traced.
-      axes: logical axes of the model's parameters, a nested dict.
+      axes, stored_axes: logical axes of the model's and of the state's parameters, nested dicts.
       abstract_params: shapes of the state's parameters.
       param_shardings, gradient_shardings: of the state's parameters and their gradients.
       token_order: int [T], order of a row's tokens on the mesh; None: as they are.
@@ -84,9 +84,9 @@ class Strategy:
                 f"training.distributed.expert_parallel: {mesh.shape['expert']} devices for experts, but no parameter "
                 "of the model has an axis 'experts'; use data_parallel or fsdp_parallel"
             )
-        stored = {**self.axes, "layers": _with_rows(self.axes["layers"])} if self.rows > 1 else self.axes
-        cut_over_fsdp = param_shardings(self.rules, self.abstract_params, stored)
-        whole = param_shardings(without(self.rules, "fsdp"), self.abstract_params, stored)
+        self.stored_axes = {**self.axes, "layers": _with_rows(self.axes["layers"])} if self.rows > 1 else self.axes
+        cut_over_fsdp = param_shardings(self.rules, self.abstract_params, self.stored_axes)
+        whole = param_shardings(without(self.rules, "fsdp"), self.abstract_params, self.stored_axes)
         self.param_shardings = cut_over_fsdp if layout.zero_stage >= 3 else whole
         self.gradient_shardings = cut_over_fsdp if layout.zero_stage >= 2 else whole
         self._moments = cut_over_fsdp

@@ -9,7 +9,7 @@ import jax
 
 from apt_jax.core.config import Config
 from apt_jax.core.errors import ConfigError
-from apt_jax.trainops.distributed.layout import resolve_layout
+from apt_jax.core.layout import resolve_layout
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins

@@ -14,12 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from apt_jax.core.compiler import compiler_options
 from apt_jax.core.config.schema import TrainingConfig
 from apt_jax.core.errors import ConfigError
+from apt_jax.core.layout import Layout
 from apt_jax.core.logical import use_rules
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.optim.groups import ParamGroups, param_groups
 from apt_jax.model.optim.norm import global_norm
 from apt_jax.trainops.distributed.feed import Feed
-from apt_jax.trainops.distributed.layout import Layout
 from apt_jax.trainops.distributed.rules import batch_sharding
 from apt_jax.trainops.distributed.strategy import Strategy
 from apt_jax.trainops.engine.gradients import Gradients, StepInputs, make_gradients

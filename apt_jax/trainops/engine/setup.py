@@ -15,11 +15,11 @@ from flax import nnx
 from apt_jax.core.config import Config
 from apt_jax.core.config.parallel_rules import parallel
 from apt_jax.core.errors import ConfigError, PluginError
+from apt_jax.core.layout import Layout, resolve_layout
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.build import build_model
 from apt_jax.model.optim.groups import ParamGroups
 from apt_jax.model.optim.optimizers import gradient_transforms
-from apt_jax.trainops.distributed.layout import Layout, resolve_layout
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.engine.objective import Objective
 from apt_jax.trainops.engine.precision import DTYPES, compute_dtype
@@ -46,9 +46,8 @@ class Setup:
     kernel: tuple[str, str]
 
 
-def resolve_dtype(config: Config, plugins: Plugins) -> jnp.dtype:
-    """Compute dtype: the config's, else a plugin's opinion, else by platform."""
-    platform = jax.default_backend()
+def resolve_dtype(config: Config, plugins: Plugins, platform: str) -> jnp.dtype:
+    """Compute dtype: the config's, else a plugin's opinion, else by jax's name of the platform."""
     if config.training.mixed_precision == "auto":
         opinion = plugins.transform("apt_precision_policy", config=config, platform=platform)
         if opinion is not None:
@@ -79,7 +78,8 @@ def build_setup(
       ConfigError, ModelError, PluginError: whatever does not fit, by name.
     """
     training = config.training
-    dtype = resolve_dtype(config, plugins)
+    devices = jax.devices() if devices is None else devices
+    dtype = resolve_dtype(config, plugins, devices[0].platform)
 
     def make_model() -> nnx.Module:
         return build_model(config, vocab_size, plugins, dtype=dtype)
@@ -88,7 +88,7 @@ def build_setup(
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(abstract)))
     layout = resolve_layout(
         training.distributed,
-        jax.device_count() if devices is None else len(devices),
+        len(devices),
         num_params,
         config.model,
         training.gradient_accumulation_steps,

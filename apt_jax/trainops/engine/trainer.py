@@ -20,9 +20,8 @@ from apt_jax.core.registry import Plugins, compare_records, load_plugins
 from apt_jax.trainops.checkpoints.manager import CheckpointManager
 from apt_jax.trainops.checkpoints.workdir import Workdir
 from apt_jax.trainops.data.bundle import DataBundle, build_data
-from apt_jax.trainops.distributed import peers as processes
 from apt_jax.trainops.distributed import watch
-from apt_jax.trainops.distributed.peers import PeerError
+from apt_jax.trainops.distributed.peers import PeerError, current_peers
 from apt_jax.trainops.engine.checks import check_config
 from apt_jax.trainops.engine.context import RunContext
 from apt_jax.trainops.engine.describe import describe_run
@@ -121,7 +120,7 @@ class Trainer:
           AptError: whatever is wrong, in one line; nothing is left in the workdir if no step was made.
           PeerError: another process of the job was lost or failed.
         """
-        peers = processes.current()
+        peers = current_peers()
         try:
             settings = {"workdir": str(self.workdir and self.workdir.absolute()), "stop_at_step": stop_at_step}
             peers.agree(
@@ -150,7 +149,7 @@ class Trainer:
 
     def _run(self, workdir: Workdir | None, stop_at_step: int | None) -> Mapping[str, Any]:
         config, plugins = self.config, self.plugins
-        peers = processes.current()
+        peers = current_peers()
         began_with = None if workdir is None else _data_fingerprint(workdir)
         # In a workdir the others find the tokenizer and the tokens; without one all make the same at once.
         with contextlib.nullcontext() if workdir is None else peers.first_alone("data"):
@@ -251,7 +250,7 @@ class Trainer:
             steps_per_epoch=data.train.rows_per_epoch / training.batch_size,
             eval_interval=training.eval_interval,
         )
-        feed, peers = program.feed, processes.current()
+        feed, peers = program.feed, current_peers()
         batches = data.train.iterate(start, stop, process_index=feed.index, process_count=feed.count)
         peers.enter_loop(start)
         with batches, StopSignal(peers) as signal, jax.transfer_guard("disallow"):
@@ -283,7 +282,7 @@ class Trainer:
         whole = local_model(model)
         if whole is None:
             log.note(f"samples {when}: left out, the parameters of all processes are too large for one")
-        elif processes.current().is_first:
+        elif current_peers().is_first:
             log.samples(when, step, draw_samples(whole, data, training))
 
     def _meta(self, data: DataBundle, step: int, early: EarlyStopping, tokens: float) -> dict[str, Any]:
@@ -376,7 +375,7 @@ def _first_state(
     restored = checkpoints.restore(program.abstract_saved_state())
     early.restore(restored.meta["early_stopping"])
     changes = compare_records(restored.meta["plugins"], plugins.as_records())
-    for change in changes if processes.current().is_first else ():
+    for change in changes if current_peers().is_first else ():
         print(f"plugin change: {change}")
     return program.loaded_state(restored.state), int(restored.state.step), float(restored.meta["tokens"])
 

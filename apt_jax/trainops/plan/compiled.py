@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,9 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from apt_jax.core.config import Config
-from apt_jax.core.errors import AptError, ConfigError, PluginError
+from apt_jax.core.errors import AptError, ConfigError
 from apt_jax.model.layers.attention import heads_of
 from apt_jax.model.layers.kernels import select_kernel
-from apt_jax.trainops.engine.precision import DTYPES
 from apt_jax.trainops.engine.setup import Setup, build_setup
 from apt_jax.trainops.plan.capture import Captured, captured_stderr, compiler_warnings
 from apt_jax.trainops.plan.dump import LiveValue, read_dump
@@ -72,7 +71,7 @@ class Compiled:
     """A compiled step and what it came from.
 
     Attributes:
-      config: as compiled: `auto` precision is resolved for the target.
+      config: as given.
       target, setup: what it is for, and what it is made of.
       vocab_size, length: rows of the embedding and tokens per row.
       allocated: memory of one device.
@@ -114,7 +113,6 @@ def compile_step(config: Config, plugins: Plugins, target: Target) -> Compiled:
       ConfigError, ModelError, PluginError: as in training: whatever does not fit together, by name.
     """
     _check_count(config, target)
-    config = _with_dtype(config, plugins, target)
     vocab_size, length = vocabulary(config)[0], config.data.sequence_length or config.model.max_position_embeddings
     with captured_stderr() as printed, tempfile.TemporaryDirectory(prefix="apt_jax_plan_") as folder:
         start = time.perf_counter()
@@ -149,19 +147,6 @@ def _check_count(config: Config, target: Target) -> None:
             f"training.distributed.world_size: the config is for {size:,} devices, --target for {target.count:,}; use "
             f"--target={target.device.name}:{size}, or set world_size and the *_parallel sizes to fit"
         )
-
-
-def _with_dtype(config: Config, plugins: Plugins, target: Target) -> Config:
-    """The precision that `auto` means on the target; setup would ask for this process's own platform."""
-    if config.training.mixed_precision != "auto":
-        return config
-    platform = target.device.platform
-    chosen = plugins.transform("apt_precision_policy", config=config, platform=platform)
-    if chosen is None:
-        chosen = "fp32" if platform == "cpu" else "bf16"
-    if chosen not in DTYPES:
-        raise PluginError(f"apt_precision_policy: a plugin answered {chosen!r}; allowed: {', '.join(DTYPES)}")
-    return replace(config, training=replace(config.training, mixed_precision=chosen))
 
 
 def _compile(lowered: Any, target: Target, folder: str, printed: Captured) -> Any:

@@ -128,7 +128,8 @@ def _bubble(done: Compiled) -> float:
     from apt_jax.trainops.distributed.pipeline.cost import Costs, bubble
 
     table = pipeline_table(done)
-    return 0.0 if table is None else float(bubble(table, Costs()))
+    alike = not done.setup.program.strategy.stages_diverge
+    return 0.0 if table is None else float(bubble(table, Costs(), alike=alike))
 
 
 def memory_traffic(done: Compiled, saved: int) -> float:

@@ -166,7 +166,7 @@ class Facts:
 def _weight_shapes(strategy: Strategy) -> set[tuple[int, ...]]:
     shapes: set[tuple[int, ...]] = set()
     params = jax.tree_util.tree_leaves_with_path(strategy.abstract_params)
-    gathered = param_shardings(without(strategy.rules, "fsdp"), strategy.abstract_params, _stored_axes(strategy))
+    gathered = param_shardings(without(strategy.rules, "fsdp"), strategy.abstract_params, strategy.stored_axes)
     for placed in (strategy.param_shardings, strategy.gradient_shardings, gathered):
         for (path, x), where in zip(params, jax.tree.leaves(placed), strict=True):
             if len(x.shape) < 2:
@@ -176,17 +176,6 @@ def _weight_shapes(strategy: Strategy) -> set[tuple[int, ...]]:
             if getattr(path[0], "key", None) == "layers":
                 shapes |= {_plain(local[start:]) for start in range(1, len(local) - 1)}
     return {shape for shape in shapes if len(shape) > 1}
-
-
-def _stored_axes(strategy: Strategy) -> Any:
-    if strategy.rows == 1:
-        return strategy.axes
-    grouped = _with_groups(strategy.axes["layers"])
-    return {**strategy.axes, "layers": grouped}
-
-
-def _with_groups(axes: Any) -> Any:
-    return {k: _with_groups(v) if isinstance(v, Mapping) else (None, *v) for k, v in axes.items()}
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from typing import Any
 
 from apt_jax.core.config.schema import Config, DataConfig, DistributedConfig, ModelConfig, TrainingConfig
 from apt_jax.core.errors import ConfigError, unknown_name
+from apt_jax.core.layout import MESH_AXES, resolve_layout
 from apt_jax.vgpu.scheduler.memory import arguments, temporaries
-from apt_jax.vgpu.scheduler.mesh import AXES, Mesh, resolve
+from apt_jax.vgpu.scheduler.mesh import Mesh
 from apt_jax.vgpu.scheduler.shapes import count_parameters, widths
 from apt_jax.vgpu.scheduler.sizes import model_of_size
 from apt_jax.vgpu.scheduler.step import make_step
@@ -99,7 +100,9 @@ def estimate(config: Config, devices: int | None = None, vocab_size: int | None 
     """
     layout, model = config.training.distributed, config.model
     num_params = count_parameters(model, vocab_size)
-    mesh = resolve(layout, devices or _devices(layout), num_params)
+    present = layout.world_size or devices or _devices(layout)
+    micros = config.training.gradient_accumulation_steps
+    mesh = Mesh.of(resolve_layout(layout, present, num_params, model, micros))
     return _estimate(config, mesh, num_params, vocab_size)
 
 
@@ -250,7 +253,7 @@ def _config(model: ModelConfig | Config | str | None, size: str | None) -> Confi
 
 
 def _devices(layout: DistributedConfig) -> int:
-    sizes = (getattr(layout, f"{'pipeline' if axis == 'pipe' else axis}_parallel") or 1 for axis in AXES)
+    sizes = (getattr(layout, f"{'pipeline' if axis == 'pipe' else axis}_parallel") or 1 for axis in MESH_AXES)
     product = 1
     for size in sizes:
         product *= size
@@ -267,7 +270,7 @@ def _estimate(config: Config, mesh: Mesh, num_params: int, vocab_size: int | Non
     step = make_step(config.model, training, mesh, length, vocab_size)
     given, made = arguments(step), temporaries(step)
     breakdown = {name: int(size) for name, size in {**given, **made}.items()}
-    sizes = {axis: getattr(mesh, axis) for axis in AXES if getattr(mesh, axis) > 1}
+    sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES if getattr(mesh, axis) > 1}
     if training.gradient_accumulation_steps > 1:
         sizes["microbatches"] = training.gradient_accumulation_steps
     return Estimate(

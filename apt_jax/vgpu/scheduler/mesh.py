@@ -1,7 +1,4 @@
-"""Axis sizes of a configuration, and what they leave of an array on one device.
-
-The same rules as `trainops.distributed` (layout, rules), which this package may not import; tests hold them equal.
-"""
+"""A layout as the closed form sees it: devices per axis, and what they leave of an array on one of them."""
 
 from __future__ import annotations
 
@@ -9,17 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from apt_jax.core.config.schema import DistributedConfig
-from apt_jax.core.errors import ConfigError
-
-AXES = ("pipe", "data", "fsdp", "expert", "context", "tensor")
-_OWN = {"tensor": "tensor", "sequence": "tensor", "pipeline": "pipe", "expert": "expert", "context": "context"}
-_ZERO_STAGE = {"zero1": 1, "zero2": 2}
-_AUTO_FSDP = 10**9  # parameters from which on `auto` cuts them
-_RULES = {
-    "embed": ("fsdp", "pipe"), "mlp": ("tensor",), "heads": ("tensor",), "kv_heads": ("tensor",),
-    "vocab": ("tensor",), "layers": ("pipe",),
-}  # fmt: skip
+from apt_jax.core.layout import DEFAULT_RULES, MESH_AXES, Layout
 
 
 @dataclass(frozen=True)
@@ -41,10 +28,15 @@ class Mesh:
     zero_stage: int = 3
     sequence_parallel: bool = False
 
+    @classmethod
+    def of(cls, layout: Layout) -> Mesh:
+        """The mesh of a resolved layout."""
+        return cls(**layout.sizes, zero_stage=layout.zero_stage, sequence_parallel=layout.sequence_parallel)
+
     @property
     def devices(self) -> int:
         """All of them."""
-        return math.prod(getattr(self, axis) for axis in AXES)
+        return math.prod(getattr(self, axis) for axis in MESH_AXES)
 
     @property
     def rows(self) -> int:
@@ -60,49 +52,7 @@ class Mesh:
         """
         used, ways = set(without), 1
         for axis in axes:
-            mine = [name for name in _RULES.get(axis, ()) if name not in used]
+            mine = [name for name in DEFAULT_RULES.get(axis, ()) if name not in used]
             used.update(mine)
             ways *= math.prod(getattr(self, name) for name in mine)
         return math.prod(shape) // ways
-
-
-def resolve(config: DistributedConfig, devices: int, num_params: int) -> Mesh:
-    """Axis sizes as training would resolve them; for `auto`, ddp or fsdp by size only.
-
-    Args:
-      config: strategy and sizes; what the strategy leaves open becomes data parallel.
-      devices: present.
-      num_params: of the model.
-
-    Raises:
-      ConfigError: sizes whose product is not the number of devices.
-    """
-    devices = config.world_size or devices
-    strategy = config.strategy
-    if strategy == "auto":
-        strategy = "ddp" if num_params < _AUTO_FSDP else "fsdp"
-    sizes = {name: getattr(config, f"{name}_parallel") for name in ("expert", "context", "tensor")}
-    sizes["pipe"] = config.pipeline_parallel
-    if (own := _OWN.get(strategy)) and sizes[own] == 1:
-        taken = math.prod(sizes.values()) * (config.data_parallel or 1) * (config.fsdp_parallel or 1)
-        sizes[own] = max(1, devices // taken)
-    rest = max(1, devices // math.prod(sizes.values()))
-    data, fsdp = config.data_parallel, config.fsdp_parallel
-    if data is None and fsdp is None:
-        data, fsdp = (1, rest) if strategy in ("fsdp", "zero1", "zero2", "zero3") else (rest, 1)
-    data = data if data is not None else max(1, rest // (fsdp or 1))
-    fsdp = fsdp if fsdp is not None else max(1, rest // data)
-    mesh = Mesh(
-        data=data,
-        fsdp=fsdp,
-        **sizes,
-        zero_stage=_ZERO_STAGE.get(strategy, 3),
-        sequence_parallel=(strategy == "sequence" or config.sequence_parallel) and sizes["tensor"] > 1,
-    )
-    if mesh.devices != devices:
-        product = " × ".join(f"{axis} {getattr(mesh, axis)}" for axis in AXES if getattr(mesh, axis) > 1)
-        raise ConfigError(
-            f"training.distributed: {product or 'one device'} = {mesh.devices} devices, but {devices} are to be used; "
-            "make the product equal"
-        )
-    return mesh

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from apt_jax.core.logical import MESH_AXES, AxisRules, use_rules
+from apt_jax.core.layout import MESH_AXES
+from apt_jax.core.logical import AxisRules, use_rules
 from apt_jax.model.losses import CrossEntropyOptions, chunked_cross_entropy
 
 B, T, D, V = 4, 13, 8, 50

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from apt_jax.core.logical import MESH_AXES
+from apt_jax.core.layout import MESH_AXES
 from apt_jax.trainops.distributed.collectives import ProgramError, Total, read_collectives, render, summarize
 from apt_jax.trainops.distributed.collectives.groups import group_axes, parse_groups
 from apt_jax.trainops.distributed.collectives.hlo import shape_bytes

@@ -15,7 +15,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from apt_jax.core.errors import ConfigError
-from apt_jax.core.logical import MESH_AXES, use_rules
+from apt_jax.core.layout import MESH_AXES
+from apt_jax.core.logical import use_rules
 from apt_jax.trainops.distributed.collectives import Total, read_collectives, summarize
 from apt_jax.trainops.distributed.expert import (
     capacity_combine,

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from apt_jax.core.errors import ConfigError
-from apt_jax.core.logical import MESH_AXES
+from apt_jax.core.layout import MESH_AXES
 from apt_jax.trainops.distributed import feed as feed_module
 from apt_jax.trainops.distributed.context.order import inverse_order, zigzag_order
 from apt_jax.trainops.distributed.feed import Feed

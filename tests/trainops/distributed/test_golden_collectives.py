@@ -18,9 +18,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from apt_jax.core.logical import MESH_AXES
+from apt_jax.core.layout import MESH_AXES, resolve_layout
 from apt_jax.trainops.distributed.collectives import Collective, summarize
-from apt_jax.trainops.distributed.layout import resolve_layout
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.distributed.pipeline.table import make_table
 from tests.trainops.distributed.golden_steps import (

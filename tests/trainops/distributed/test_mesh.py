@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from apt_jax.core.errors import ConfigError
-from apt_jax.core.logical import MESH_AXES
+from apt_jax.core.layout import MESH_AXES
 from apt_jax.trainops.distributed.mesh import make_mesh
 
 

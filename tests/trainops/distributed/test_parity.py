@@ -18,9 +18,9 @@ import optax
 import pytest
 
 from apt_jax.core.config.schema import DistributedConfig, ModelConfig, TrainingConfig
+from apt_jax.core.layout import resolve_layout
 from apt_jax.model.architectures.apt import apt
 from apt_jax.model.architectures.llama import llama
-from apt_jax.trainops.distributed.layout import resolve_layout
 from tests.trainops.engine.tiny import make_batch, make_program
 
 ROWS, STEPS, TOLERANCE = 16, 5, 1e-5

@@ -191,3 +191,14 @@ def test_the_service_outlives_process_0_only_while_someone_is_connected():
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(2)
     assert child.wait(5) == 0
+
+
+def test_the_private_parts_of_jax_that_joining_rests_on_are_there():
+    """Without the first, the coordination service would run inside process 0, and die with it."""
+    from jax._src import cloud_tpu_init, clusters, distributed
+    from jax._src.lib import _jax
+
+    assert callable(_jax.get_distributed_runtime_service)
+    assert isinstance(cloud_tpu_init.running_in_cloud_tpu_vm, bool)
+    assert any(cluster.name == "gcetpu" for cluster in clusters.ClusterEnv._cluster_types)
+    assert {"client", "process_id", "num_processes", "coordinator_address"} <= set(dir(distributed.global_state))

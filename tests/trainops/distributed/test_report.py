@@ -11,10 +11,10 @@ from flax import nnx
 
 from apt_jax.core import schedules
 from apt_jax.core.config.schema import DistributedConfig
+from apt_jax.core.layout import resolve_layout
 from apt_jax.model.architectures.llama import llama
 from apt_jax.model.optim.groups import param_groups
 from apt_jax.model.optim.optimizers import adamw
-from apt_jax.trainops.distributed.layout import resolve_layout
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.distributed.report import Bytes, described_devices, report_shardings
 from apt_jax.trainops.distributed.rules import param_shardings, without

@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from apt_jax.core.errors import ConfigError
-from apt_jax.core.logical import MESH_AXES, auto_mesh, constrain, mesh_axes, per_device, rules_in_force, use_rules, ways
+from apt_jax.core.layout import DEFAULT_RULES, MESH_AXES
+from apt_jax.core.logical import auto_mesh, constrain, mesh_axes, per_device, rules_in_force, use_rules, ways
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.distributed.rules import (
-    DEFAULT_RULES,
     batch_sharding,
     make_rules,
     param_shardings,

@@ -14,11 +14,11 @@ from flax import nnx
 from apt_jax.core import schedules
 from apt_jax.core.config.schema import DistributedConfig
 from apt_jax.core.errors import ConfigError, ModelError
+from apt_jax.core.layout import resolve_layout
 from apt_jax.model.architectures.llama import llama
 from apt_jax.model.optim.groups import param_groups
 from apt_jax.model.optim.optimizers import adamw, muon, sgd
 from apt_jax.trainops.distributed.context.order import zigzag_order
-from apt_jax.trainops.distributed.layout import resolve_layout
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.distributed.strategy import Strategy
 from tests.trainops.engine import tiny

@@ -14,10 +14,10 @@ from flax import nnx
 
 from apt_jax.core import schedules
 from apt_jax.core.config.schema import DistributedConfig, ModelConfig, TrainingConfig
+from apt_jax.core.layout import resolve_layout
 from apt_jax.model.architectures.llama import llama
 from apt_jax.model.losses import cross_entropy
 from apt_jax.model.optim.optimizers import adamw, gradient_transforms
-from apt_jax.trainops.distributed.layout import resolve_layout
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.engine.objective import Objective
 from apt_jax.trainops.engine.program import Program

@@ -160,7 +160,7 @@ def test_the_persistent_cache_is_left_alone(compiled, tmp_path):
 
 def test_auto_precision_is_the_targets(compiled):
     done = compile_step(config_of({"training.mixed_precision": "auto"}), PLUGINS, parse_target("cpu:1", PLUGINS))
-    assert done.config.training.mixed_precision == "fp32"
+    assert done.setup.dtype == "float32"
 
 
 @pytest.mark.slow

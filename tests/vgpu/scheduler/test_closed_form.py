@@ -11,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apt_jax.core.config.schema import Config, DistributedConfig, ModelConfig, TrainingConfig
-from apt_jax.core.errors import ConfigError
 from apt_jax.core.registry import load_plugins
-from apt_jax.trainops.distributed.layout import resolve_layout
 from apt_jax.trainops.distributed.pipeline.table import make_table
 from apt_jax.trainops.engine.setup import build_setup
 from apt_jax.vgpu.scheduler.estimator import estimate
-from apt_jax.vgpu.scheduler.mesh import AXES, Mesh, resolve
+from apt_jax.vgpu.scheduler.mesh import Mesh
 from apt_jax.vgpu.scheduler.shapes import parameters
 from apt_jax.vgpu.scheduler.stages import deferred_size, stash_size
 from apt_jax.vgpu.scheduler.step import make_step
@@ -92,36 +90,6 @@ def test_argument_bytes_are_the_cpu_compilers(name, plugins):
     figures = compiled.memory_analysis()
     assert figures is not None
     assert estimate(config, devices).argument_bytes == figures.argument_size_in_bytes
-
-
-sizes = st.sampled_from([None, 1, 2, 4])
-
-
-@settings(deadline=None)
-@given(
-    strategy=st.sampled_from(
-        ["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "tensor", "sequence", "pipeline", "context", "hybrid"]
-    ),
-    data=sizes,
-    fsdp=sizes,
-    tensor=st.sampled_from([1, 2]),
-    pipe=st.sampled_from([1, 2]),
-    devices=st.sampled_from([1, 2, 4, 8, 16]),
-    num_params=st.sampled_from([10**8, 2 * 10**9]),
-)
-def test_meshes_are_those_of_training(strategy, data, fsdp, tensor, pipe, devices, num_params):
-    config = DistributedConfig(
-        strategy=strategy, data_parallel=data, fsdp_parallel=fsdp, tensor_parallel=tensor, pipeline_parallel=pipe
-    )
-    try:
-        layout = resolve_layout(config, devices, num_params)
-    except ConfigError:
-        with pytest.raises(ConfigError):
-            resolve(config, devices, num_params)
-        return
-    mesh = resolve(config, devices, num_params)
-    assert {axis: getattr(mesh, axis) for axis in AXES} == layout.sizes
-    assert (mesh.zero_stage, mesh.sequence_parallel) == (layout.zero_stage, layout.sequence_parallel)
 
 
 @settings(deadline=None)

@@ -101,6 +101,9 @@ def _figures(table: TickTable, costs: Costs) -> list[str]:
     kept = [f"stage inputs kept: {_row(table.stash_per_stage)}"]
     if table.deferred_size:
         kept.append(f"weight gradients laid aside: {_row(table.deferred_per_stage)}")
+    alike = bubble(table, costs, alike=True)
+    if alike != bubble(table, costs):
+        kept.append(f"with context or sequence parallelism, where all stages must run alike: bubble {float(alike):.1%}")
     return [
         f"{table.schedule}: {', '.join(parts)}{' per stage' if table.chunks > 1 else ''}, {table.ticks} ticks",
         f"time {float(table_time(table, costs)):g} ({prices}), bubble {float(bubble(table, costs)):.1%} ({told})",

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apt_jax.core.logical import MESH_AXES, AxisRules, use_rules
+from apt_jax.core.layout import MESH_AXES
+from apt_jax.core.logical import AxisRules, use_rules
 from apt_jax.model.api import make_mask
 from apt_jax.model.layers import kernels
 from apt_jax.trainops.distributed.context import (

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 
-from apt_jax.core.logical import MESH_AXES, use_rules
+from apt_jax.core.layout import MESH_AXES
+from apt_jax.core.logical import use_rules
 from apt_jax.model.api import make_mask
 from apt_jax.model.layers import kernels
 from apt_jax.model.layers.attend import attend

@@ -1,13 +1,35 @@
-"""From a strategy to axis sizes."""
+"""From a strategy to axis sizes, and what the axes of the mesh cut; without jax."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from apt_jax.core.config.rules import STRATEGIES
 from apt_jax.core.config.schema import DistributedConfig, ModelConfig
 from apt_jax.core.errors import ConfigError, unknown_name
+
+MESH_AXES = ("pipe", "data", "fsdp", "expert", "context", "tensor")
+
+# First match wins per dimension, and a mesh axis serves an array once: on activations `batch` comes
+# first and takes `fsdp`, so `embed` stays whole there; on parameters `embed` takes it. Layers take `pipe`;
+# on parameters that belong to no layer, `embed` takes that as well.
+DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp", "expert"),
+    "seq": ("context",),
+    "norm_seq": ("context",),  # the sequence where only norms and residuals work
+    "embed": ("fsdp", "pipe"),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "vocab": ("tensor",),
+    "experts": ("expert",),
+    "layers": ("pipe",),
+    "rank": (),
+    "norm": (),
+}
 
 _OWN_AXIS = {"tensor": "tensor", "sequence": "tensor", "pipeline": "pipeline", "expert": "expert", "context": "context"}
 _ZERO_STAGE = {"zero1": 1, "zero2": 2}

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from apt_jax.core.config.rules import STRATEGIES
 from apt_jax.core.config.schema import DistributedConfig, ModelConfig
 from apt_jax.core.errors import ConfigError
-from apt_jax.core.logical import MESH_AXES
-from apt_jax.trainops.distributed.layout import AUTO_FSDP, AUTO_LARGEST, AUTO_PIPELINE, AUTO_TENSOR, resolve_layout
+from apt_jax.core.layout import AUTO_FSDP, AUTO_LARGEST, AUTO_PIPELINE, AUTO_TENSOR, MESH_AXES, resolve_layout
 
 SMALL, LARGE = 10**6, 5 * 10**9
 BIG_MODEL = ModelConfig(hidden_size=4096, num_layers=48, num_attention_heads=64, intermediate_size=16_384)
