@@ -3,8 +3,10 @@
 Sources: data sheets "H100 Tensor Core GPU", "H200", "DGX B200", "A100 80GB" (dense figures: half of those with
 sparsity); white papers "GA102" (v2.1, appendix A) and "Ada" (appendix A) for the RTX cards, tensor figures with
 FP32 accumulation; CUDA C programming guide, table "technical specifications per compute capability", for what a
-compiler needs. Not measured here: total memory as the driver reports it (H100's is that of the target file in
-tests/, the others' are estimates within 3 % of what is sold, read as GiB), and latencies, which are round figures.
+compiler needs. Compared with published tables: the H100, and the B200's bf16, fp8, fp4 and bandwidth; the others
+are as remembered from these sources and want checking before money depends on them. Not measured here: total
+memory as the driver reports it (H100's is that of the target file in tests/, the others' are estimates within 3 %
+of what is sold, read as GiB), and latencies, which are round figures.
 
 A program has what is reported less `_RESERVED`: CUDA's context, NCCL's buffers and cuBLAS workspaces.
 """

@@ -1,7 +1,8 @@
 """Google TPUs, a device being a chip.
 
 Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e} (peak, HBM, chips per pod, inter-chip bandwidth, of which the
-page gives both directions together); jax-ml.github.io/scaling-book/tpus (data-centre network per chip). What a
+page gives both directions together); jax-ml.github.io/scaling-book/tpus (data-centre network per chip). v5e was
+compared with its page; the others are as remembered and want checking before money depends on them. What a
 program can have is the compiler's own word for v5e; for the others the same quarter GiB is taken off.
 """
 
@@ -19,7 +20,7 @@ _CUBES = (
 
 def v5e() -> Device:
     """TPU v5e. XLA gives programs 15.75 of the 16 GiB, as its own message says."""
-    return _tpu("v5e", "TPU v5e", 15.75, 16, bf16=197e12, int8=394e12, bandwidth=819e9, ici=200e9, dcn=3.125e9,
+    return _tpu("v5e", "TPU v5e", 15.75, 16, bf16=197e12, int8=393e12, bandwidth=819e9, ici=200e9, dcn=3.125e9,
                 pod=256, shapes=_FLAT)  # fmt: skip
 
 
