@@ -73,6 +73,6 @@ def test_layouts_by_a_mapping():
     options = {"max_steps": 2, "warmup_steps": 1, "batch_size": 8, "gradient_accumulation_steps": 2, "sample_tokens": 0}
     trainer = Trainer(model, texts, distributed_config=given, **options)
     assert trainer.config.training.distributed.pipeline_parallel == 2
-    assert trainer.train()["steps"] == 2
+    assert trainer.train()["status"] == "finished"
     with pytest.raises(ConfigError, match="distributed_config: unknown key 'pipeline'"):
         Trainer(model, texts, distributed_config={"pipeline": 4})
