@@ -23,7 +23,7 @@ def pipeline_moments(step: Step) -> Mapping[str, Bytes]:
     cut, flow, chunks = _whole_gradients(step), step.e * step.s * step.w.D, step.chunks
     layers = FLOAT * step.held(layered=True, without=cut)
     rest = FLOAT * step.held(layered=False, without=("pipe", *cut))
-    group = FLOAT * step.held(layered=True, without=("fsdp",)) / chunks  # inside a stage XLA does not cut it
+    group = layers / chunks
     kept: Bytes = {
         "stage inputs": (stash_size(step) + 3) * flow,
         # Twice: handing the buffers through the branches of a tick copies them.
@@ -36,7 +36,7 @@ def pipeline_moments(step: Step) -> Mapping[str, Bytes]:
         kept["weights of the group"] = FLOAT * step.held(layered=True) / chunks
     new = new_at_once = NEW_GRADIENTS * group
     if deferred_size(step):  # weight gradients come later, the SwiGLU's together
-        new, new_at_once = 0.0, FLOAT * step.held(part=".mlp.", without=("fsdp",))
+        new, new_at_once = 0.0, FLOAT * step.held(part=".mlp.", without=cut)
     during: Bytes = {
         **kept,
         "saved activations": step.layers * saved_per_layer(step),
