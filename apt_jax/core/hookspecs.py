@@ -272,7 +272,7 @@ def apt_quant_rules(config: Config) -> Sequence[Any] | None:
 
 @_transform("merge")
 def apt_sharding_rules(config: Config) -> Mapping[str, tuple[str, ...]] | None:
-    """Mesh axes for logical axis names, over the defaults of `apt_jax.trainops.distributed.rules`.
+    """Mesh axes for logical axis names, over the defaults of `apt_jax.core.layout`.
 
     Example: `return {"my_axis": ("tensor",)}`
     """
