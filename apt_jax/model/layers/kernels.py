@@ -34,7 +34,7 @@ def reference(
 
 
 CHUNK = 128  # queries whose logits exist at one time
-_MAX_PREFIXES = 16  # distinct key ranges compiled; long sequences share one among several chunks
+_MAX_PREFIXES = 8  # distinct key ranges compiled; long sequences share one among several chunks
 
 
 def chunked(

@@ -14,6 +14,7 @@ FLOAT = 4  # bytes of parameters, gradients, moments
 # Fitted on the fitting configurations alone.
 LOGITS_ALIVE = 1.25  # of all chunks' attention logits together, float32: XLA runs the chunks side by side
 LOGITS_IN_LOOPS = 1.0  # the same for rows so long that chunks share a key range and go through a loop
+ONE_HOST = 8  # GPUs; beyond it XLA gathers early, as the network is slow
 FRAGMENTS = 1.03  # allocated over needed, of a layer's working set
 
 
@@ -62,8 +63,8 @@ def loss_chunks(step: Step) -> int:
 def loss_terms(step: Step) -> Bytes:
     """While a chunk's logits exist: first beside the head, then their gradient beside the head's.
 
-    A head that is cut along fsdp and cast is brought together before the loop over chunks and lives as long as that,
-    also where there is one chunk; on few devices XLA was seen to let it go (5 % too much then).
+    A head that is cut along fsdp and cast is brought together before the loop over chunks and lives as long as that.
+    Where there is one chunk and the gather stays within a host, XLA lets it go before its gradient is formed.
     """
     e, D, V, mesh = step.e, step.w.D, step.V, step.mesh
     tokens = step.rows * max(1, min(step.length, step.loss_chunk // step.rows))
@@ -79,7 +80,7 @@ def loss_terms(step: Step) -> Bytes:
     if loss_chunks(step) > 1:
         return {**terms, **head_terms(step)}
     later: Bytes = {"logits": gradient, **head_terms(step), "working set": terms["working set"]}
-    if cut and cast:
+    if cut and cast and mesh.devices > ONE_HOST:
         later["gathered head"] = e * D * V
     return max(terms, later, key=lambda both: sum(both.values()))
 

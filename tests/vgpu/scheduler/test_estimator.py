@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -23,26 +22,13 @@ from benchmarks import estimator as benchmark
 from benchmarks.estimator_cases import fitting, validation
 
 RECORDS = benchmark.load("validation")
-# Configurations whose estimate is too large by more than a tenth. In the first XLA lets the head go before its
-# gradient is whole, as it does with few devices; which of two schedules it takes is not told by sizes, and the
-# estimate is the larger. In the second the deferred buffers are put too high.
-LARGER_THAN_NEEDED = {
-    "3B 8 fsdp batch=8": 0.13,
-    "1B 8 hybrid batch=16 pipe=2 fsdp=4 accumulate=4 schedule=zero_bubble": 0.14,
-}
 MODEL = ModelConfig(architecture="llama", vocab_size=32_000, max_position_embeddings=512, remat_policy="full")
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record["name"])
 def test_close_to_the_compiler(record):
     row = benchmark.compare(record)
-    most = LARGER_THAN_NEEDED.get(record["name"], 0.10)
-    assert -0.10 <= row["error"] <= most, f"{row['ours']:,} bytes, compiled {row['compiled']:,}"
-
-
-def test_only_those_that_are_named_are_off_by_more_than_a_tenth():
-    off = {record["name"] for record in RECORDS if abs(benchmark.compare(record)["error"]) > 0.10}
-    assert off == set(LARGER_THAN_NEEDED)
+    assert abs(row["error"]) <= 0.10, f"{row['ours']:,} bytes, compiled {row['compiled']:,}"
 
 
 @pytest.mark.parametrize("record", RECORDS + benchmark.load("fitting"), ids=lambda record: record["name"])
@@ -72,11 +58,7 @@ def test_fixtures_belong_to_the_cases(split):
         )  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="compiling for an H100 needs the packages jax-cuda13-plugin and jax-cuda13-pjrt",
-)
+@pytest.mark.gpu_compile
 @pytest.mark.parametrize("name", [RECORDS[0]["name"], RECORDS[-1]["name"]])
 def test_stored_figures_are_what_the_compiler_says(name):
     record = next(record for record in RECORDS if record["name"] == name)
