@@ -104,7 +104,7 @@ NAMES = [
     key("kernel", "model.attention_kernel=chunkd", says=["model.attention_kernel: unknown", "'chunked'?", "auto"]),
     key("remat policy", "model.remat_policy=fulll", says=["model.remat_policy: unknown", "'full'?", "dots"]),
     key("strategy", "training.distributed.strategy=fspd", says=["training.distributed.strategy", "'fsdp'?"]),
-    key("nothing like it", "training.optimizer=zzz", says=["unknown optimizer 'zzz'; available: adamw, muon"]),
+    key("nothing like it", "training.optimizer=zzz", says=["unknown optimizer 'zzz'; available: adamw, adamw8bit"]),
 ]  # fmt: skip
 
 SIZES = [

@@ -104,7 +104,7 @@ class TrainingConfig:
     decay_steps: Natural | None = None  # wsd: length of the final decay; none: 10 % of max_steps
     sgdr_t0: Count = 100  # sgdr: steps of the first cycle
     sgdr_t_mult: Count = 2  # sgdr: growth of the cycles
-    optimizer: str = "adamw"  # adamw, muon, sgd, or a plugin's
+    optimizer: str = "adamw"  # adamw, adamw8bit, adamw_bf16, muon, sgd, or a plugin's
     weight_decay: NonNegative = 0.01  # decoupled; matrices only, not norms, biases, embeddings
     adam_beta1: Probability = 0.9  # decay of the first moment
     adam_beta2: Probability = 0.999  # decay of the second moment

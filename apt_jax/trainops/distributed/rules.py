@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,7 +72,8 @@ def state_shardings(rules: AxisRules, tx: optax.GradientTransformation, params: 
     """Shardings of the optimizer state: moments as `placed` says for their parameters, the rest replicated.
 
     A slot belongs to the parameter whose path its own path ends with, which holds for every optax
-    transform, also for those that see only some of the parameters.
+    transform, also for those that see only some of the parameters. If it has as many axes but other sizes (scales
+    of blocks), each axis is cut by the leading mesh axes that divide it.
     """
     replicated = NamedSharding(rules.mesh, PartitionSpec())
     by_path = {
@@ -86,11 +88,26 @@ def state_shardings(rules: AxisRules, tx: optax.GradientTransformation, params: 
         for start in range(len(names)):
             if names[start:] in by_path:
                 shape, where = by_path[names[start:]]
-                # A slot that merely belongs to a parameter but has another shape (a scalar, say) stays whole.
-                return where if slot.shape == shape else replicated
+                # A slot that merely belongs to a parameter but has other axes (a scalar, say) stays whole.
+                return _refit(where, slot.shape) if len(slot.shape) == len(shape) else replicated
         return replicated
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
+
+
+def _refit(where: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """`where` for an array of another shape: without the mesh axes, from the first on, that do not divide it."""
+    parts: list[tuple[str, ...] | None] = []
+    for size, part in zip(shape, where.spec, strict=False):
+        kept: tuple[str, ...] = ()
+        for axis in () if part is None else (part,) if isinstance(part, str) else part:
+            if size % math.prod(where.mesh.shape[a] for a in (*kept, axis)):
+                break
+            kept = (*kept, axis)
+        parts.append(kept or None)
+    while parts and parts[-1] is None:
+        parts.pop()
+    return NamedSharding(where.mesh, PartitionSpec(*parts))
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -132,7 +132,7 @@ def quick_estimate(
       gpu_memory_gb: of one GPU, in 10⁹ bytes as sold.
       mixed_precision: fp32, bf16 or fp16.
       remat_policy: none, full, dots or attention.
-      optimizer: adamw, muon or sgd.
+      optimizer: adamw, adamw8bit, adamw_bf16, muon or sgd.
       vocab_size: the tokenizer's, where the model has none.
 
     Raises:

@@ -27,11 +27,10 @@ _BATCH_TOKEN = 5 * 4  # tokens, targets, segments, positions int32; mask float32
 def arguments(step: Step) -> Bytes:
     """What the step is given: exactly the compiler's argument bytes."""
     whole = () if step.mesh.zero_stage >= 3 else ("fsdp",)
-    of_matrix, of_others, counters = step.optimizer
-    matrices = sum(step.mesh.share(tensor.shape, tensor.axes) for tensor in step.tensors if tensor.hidden_matrix)
+    kept = sum(step.optimizer.bytes_of(tensor, step.mesh) for tensor in step.tensors)
     return {
         "parameters": FLOAT * step.held(without=whole),
-        "optimizer": FLOAT * (of_matrix * matrices + of_others * (step.held() - matrices)) + counters + _COUNTERS,
+        "optimizer": kept + step.optimizer.counters + _COUNTERS,
         "batch": _BATCH_TOKEN * step.t * step.micros,
     }
 

@@ -56,3 +56,23 @@ class Mesh:
             used.update(mine)
             ways *= math.prod(getattr(self, name) for name in mine)
         return math.prod(shape) // ways
+
+    def pieces(self, shape: Sequence[int], axes: Sequence[str]) -> int:
+        """Pieces of an array that belongs to a parameter but has other sizes.
+
+        Args:
+          shape: the array's; each axis is cut by the leading mesh axes that divide it.
+          axes: the parameter's.
+        """
+        used: set[str] = set()
+        pieces = 1
+        for size, axis in zip(shape, axes, strict=True):
+            mine = [name for name in DEFAULT_RULES.get(axis, ()) if name not in used]
+            used.update(mine)
+            ways = 1
+            for name in mine:
+                if size % (ways * getattr(self, name)):
+                    break
+                ways *= getattr(self, name)
+            pieces *= ways
+        return pieces

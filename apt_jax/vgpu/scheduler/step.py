@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apt_jax.core.config.schema import ModelConfig, TrainingConfig
 from apt_jax.core.errors import ConfigError, unknown_name
 from apt_jax.vgpu.scheduler.mesh import Mesh
+from apt_jax.vgpu.scheduler.optimizer import OPTIMIZERS, StateSize
 from apt_jax.vgpu.scheduler.shapes import Tensor, Widths, parameters, widths
 
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "auto": 2}  # bytes; auto: bf16, as on every accelerator
 ATTENTION_CHUNK = 128  # queries whose logits exist at one time, in `model.layers.kernels`
-_PREFIXES = 16  # most key ranges of a row, there
-# Name -> moments of a hidden matrix, moments of every other parameter, bytes of counters and coefficients.
-_OPTIMIZERS = {"adamw": (2, 2, 8), "muon": (1, 2, 28), "sgd": (1, 1, 4)}
+_PREFIXES = 8  # most key ranges of a row, there
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Step:
       micros: microbatches of a step.
       e: bytes of the compute dtype.
       loss_chunk: tokens whose logits exist at one time.
-      optimizer: see `_OPTIMIZERS`.
+      optimizer: what it keeps.
       schedule, chunks: of the pipeline; groups of layers per stage.
     """
 
@@ -41,7 +40,7 @@ class Step:
     micros: int
     e: int
     loss_chunk: int
-    optimizer: tuple[int, int, int]
+    optimizer: StateSize
     schedule: str
     chunks: int
 
@@ -124,12 +123,12 @@ def make_step(
             f"training.batch_size: {training.batch_size} cut in {micros} gives {micro} sequences, which {mesh.rows} "
             "data-parallel devices cannot share equally"
         )
-    if training.optimizer not in _OPTIMIZERS:
-        known = unknown_name("optimizer", training.optimizer, _OPTIMIZERS)
+    if training.optimizer not in OPTIMIZERS:
+        known = unknown_name("optimizer", training.optimizer, OPTIMIZERS)
         raise ConfigError(f"training.optimizer: {known}; `apt-jax plan` compiles any")
-    optimizer = _OPTIMIZERS[training.optimizer]
+    optimizer = OPTIMIZERS[training.optimizer]
     if training.optimizer == "sgd" and not training.momentum:
-        optimizer = (0, 0, optimizer[2])
+        optimizer = replace(optimizer, matrix=0, other=0)
     layout = training.distributed
     return Step(
         w=w,

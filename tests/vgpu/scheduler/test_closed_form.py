@@ -68,7 +68,7 @@ def test_parameters_are_the_models(name, plugins):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adamw_bf16", "sgd", "muon"])
 def test_argument_bytes_are_those_of_the_real_state(layout, optimizer, plugins):
     distributed, devices = LAYOUTS[layout]
     training = TrainingConfig(

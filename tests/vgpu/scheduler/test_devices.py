@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
@@ -154,10 +153,7 @@ def test_simulated_devices():
         topology_devices(parse_target("cpu:9", PLUGINS))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs jax-cuda13-plugin and jax-cuda13-pjrt"
-)
+@pytest.mark.gpu_compile
 @pytest.mark.parametrize("name", [n for n in NAMES if n[0] in "abhr"])
 def test_compilers_take_every_gpu_h100(name):
     devices = topology_devices(parse_target(f"{name}:16", PLUGINS))

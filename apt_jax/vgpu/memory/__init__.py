@@ -1,0 +1,1 @@
+"""Fewer bytes for what training keeps."""
