@@ -29,30 +29,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pluggy
+from apt_jax.core.hookkinds import COMBINE, KINDS, PROJECT, Combine, Kind, hookimpl
+from apt_jax.core.hookkinds import observe as _observe
+from apt_jax.core.hookkinds import register as _register
+from apt_jax.core.hookkinds import transform as _transform
 
 if TYPE_CHECKING:
     from apt_jax.core.config.schema import Config
 
-PROJECT = "apt_jax"  # name of the markers and of the entry-point group
+__all__ = ["API_VERSION", "COMBINE", "KINDS", "PROJECT", "Combine", "Kind", "Run", "hookimpl"]
+
 API_VERSION = "1"  # raised when an implementation written for the contract would have to change
 
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
-
-Kind = Literal["register", "transform", "observe"]
-Combine = Literal["chain", "merge", "concatenate", "first"]
 Targets = Mapping[str, Callable[..., Any] | str]  # name -> factory or "module:attribute"
 Metrics = Mapping[str, float]
 Model = Any  # a flax.nnx.Module fulfilling apt_jax.model.api.LanguageModel
 Optimizer = Any  # an optax.GradientTransformation
-
-KINDS: dict[str, Kind] = {}  # hook -> kind
-COMBINE: dict[str, Combine] = {}  # transform hook -> how the plugins' answers become one
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Run(Protocol):
@@ -68,25 +62,6 @@ class Run(Protocol):
     def num_params(self) -> int: ...
     @property
     def start_step(self) -> int: ...  # finished steps when this process began
-
-
-def _register(function: _F) -> _F:
-    KINDS[function.__name__] = "register"
-    return hookspec(function)
-
-
-def _transform(combine: Combine) -> Callable[[_F], _F]:
-    def mark(function: _F) -> _F:
-        KINDS[function.__name__] = "transform"
-        COMBINE[function.__name__] = combine
-        return hookspec(function, firstresult=combine == "first")
-
-    return mark
-
-
-def _observe(function: _F) -> _F:
-    KINDS[function.__name__] = "observe"
-    return hookspec(function)
 
 
 # --- register: called once, when plugins are loaded --------------------------------------------------
@@ -204,6 +179,17 @@ def apt_devices() -> Targets:
     Target: `factory() -> device description`: memory in bytes, FLOP/s by dtype, link speeds in bytes/s.
 
     Example: `return {"my_chip": "my_package.devices:my_chip"}`
+    """
+
+
+@_register
+def apt_memory_tiers() -> Targets:
+    """Kinds of memory that values can lie in, by name: `device`, `pinned_host`, `disk` …
+
+    Target: `factory(**options) -> Tier`, see `apt_jax.vgpu.memory.tiers`; options are what a level's settings
+    say beside its tier and capacity, such as `path`.
+
+    Example: `return {"object_store": "my_package.tiers:ObjectStore"}`
     """
 
 

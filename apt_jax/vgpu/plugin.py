@@ -5,8 +5,10 @@ from __future__ import annotations
 from apt_jax import hookimpl
 
 _DEVICES = "apt_jax.vgpu.scheduler.devices"
+_TIERS = "apt_jax.vgpu.memory.tiers"
 _NVIDIA = ("a100", "b200", "h100", "h200", "rtx3070", "rtx3090", "rtx4090")
 _TPU = ("v5e", "v5p", "v6e")
+_FORMATS = "apt_jax.vgpu.quant.formats"
 
 
 @hookimpl
@@ -15,4 +17,41 @@ def apt_devices() -> dict[str, str]:
         "cpu": f"{_DEVICES}.cpu:cpu",
         **{name: f"{_DEVICES}.nvidia:{name}" for name in _NVIDIA},
         **{name: f"{_DEVICES}.tpu:{name}" for name in _TPU},
+    }
+
+
+@hookimpl
+def apt_optimizers() -> dict[str, str]:
+    optimizers = "apt_jax.vgpu.memory.states.optimizers"
+    return {name: f"{optimizers}:{name}" for name in ("adamw8bit", "adamw_bf16")}
+
+
+@hookimpl
+def apt_memory_tiers() -> dict[str, str]:
+    return {
+        "device": f"{_TIERS}.memory_spaces:Device",
+        "pinned_host": f"{_TIERS}.memory_spaces:PinnedHost",
+        "disk": f"{_TIERS}.disk:Disk",
+    }
+
+
+@hookimpl
+def apt_quant_formats() -> dict[str, str]:
+    return {
+        "fp8_e4m3": f"{_FORMATS}.float8:FP8E4M3",
+        "fp8_e5m2": f"{_FORMATS}.float8:FP8E5M2",
+        "int4": f"{_FORMATS}.integer:Int4",
+        "int4_g128": f"{_FORMATS}.integer:int4_g128",
+        "int4_g32": f"{_FORMATS}.integer:int4_g32",
+        "int8": f"{_FORMATS}.integer:Int8",
+        "int8_g128": f"{_FORMATS}.integer:int8_g128",
+        "mxfp4": f"{_FORMATS}.mx:MXFP4",
+        "mxfp4_rceil": f"{_FORMATS}.mx:mxfp4_rceil",
+        "mxfp8": f"{_FORMATS}.mx:MXFP8",
+        "mxfp8_rceil": f"{_FORMATS}.mx:mxfp8_rceil",
+        "nf4": f"{_FORMATS}.nf4:NF4",
+        "nvfp4": f"{_FORMATS}.nvfp4:NVFP4",
+        "nvfp4_four_over_six": f"{_FORMATS}.nvfp4:nvfp4_four_over_six",
+        "nvfp4_one_level": f"{_FORMATS}.nvfp4:nvfp4_one_level",
+        "nvfp4_tiles": f"{_FORMATS}.nvfp4:nvfp4_tiles",
     }
