@@ -20,6 +20,7 @@ from apt_jax.core.registry import Registry, load_plugins
 COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("apt_jax.cli.config", "list all configuration keys, show or check a profile"),
     "export": ("apt_jax.cli.export", "write a trained model as a Hugging Face folder"),
+    "extreme": ("apt_jax.cli.extreme", "plan for very many devices: layout, links, the compiled step, failures"),
     "generate": ("apt_jax.cli.generate", "continue a prompt with a trained model"),
     "hlbd": ("apt_jax.cli.hlbd", "generate, check and verify HLBD data"),
     "plan": ("apt_jax.cli.plan", "compile a step for a described machine: memory, time, fit; or draw a schedule"),

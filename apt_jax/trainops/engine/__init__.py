@@ -1,19 +1,24 @@
-"""The engine: one compiled step, the loop around it, and the public Trainer."""
+"""The engine: one compiled step, the loop around it, and the public trainers."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apt_jax.trainops.engine.trainer import Trainer
+    from apt_jax.trainops.extreme.trainer import ExtremeScaleTrainer
 
-__all__ = ["Trainer"]
+__all__ = ["ExtremeScaleTrainer", "Trainer"]
+
+# The trainers sit on top of rooms that need this package's state; only naming one loads it.
+_MODULES = {
+    "ExtremeScaleTrainer": "apt_jax.trainops.extreme.trainer",
+    "Trainer": "apt_jax.trainops.engine.trainer",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # The trainer sits on top of rooms that need this package's state; only naming it loads it.
-    if name != "Trainer":
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from apt_jax.trainops.engine.trainer import Trainer
-
-    return Trainer
+    return getattr(importlib.import_module(_MODULES[name]), name)
