@@ -33,7 +33,7 @@ test-slow: $(VENV)/.test  ## the slow tests as well
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "slow or not slow" $(PYTEST)
 
 test-gpu-compile: $(VENVGPU)/.test  ## compile for NVIDIA GPUs, without one, and check memory and collectives
-	$(VENVGPU)/bin/python -m pytest -m slow -k h100 $(PYTEST)
+	$(VENVGPU)/bin/python -m pytest -n $(WORKERS) -m gpu_compile $(PYTEST)
 
 lint: $(VENV)/.dev  ## style, types, and who may import whom
 	$(VENV)/bin/ruff check .

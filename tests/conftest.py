@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+
+import pytest
 
 _FLAGS = {
     "--xla_force_host_platform_device_count": "8",
@@ -22,3 +25,11 @@ _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        without = pytest.mark.skip(reason="compiling for a GPU needs: pip install '.[gpu_compile]'")
+        for item in items:
+            if "gpu_compile" in item.keywords:
+                item.add_marker(without)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,8 @@ from tests.trainops.distributed.test_parity import LAYOUTS
 from tests.trainops.engine.tiny import compile_train_step, make_program
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.gpu_compile,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_cuda13_plugin") is None,
-        reason="compiling for an H100 needs the packages jax-cuda13-plugin and jax-cuda13-pjrt",
-    ),
 ]
 TARGET = Path(__file__).parent / "h100.txtpb"
 OPTIONS = {"xla_gpu_autotune_level": 0}  # there is nothing to measure on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import jax
@@ -14,7 +13,7 @@ from apt_jax.core.errors import AptError
 from apt_jax.core.registry import load_plugins
 from apt_jax.trainops.distributed.report import report_shardings
 from apt_jax.trainops.plan import compile_step, make_plan, render
-from apt_jax.trainops.plan.changes import candidates, try_changes
+from apt_jax.trainops.plan.changes import Shortage, candidates, try_changes
 from apt_jax.trainops.plan.make import read_plan
 from apt_jax.trainops.plan.memory import CAUSES
 from apt_jax.vgpu.scheduler import parse_target
@@ -131,6 +130,17 @@ def test_changes_are_tried_until_one_fits(compiled):
     assert max(map(len, render(replace(tight, remedies=(many,))).splitlines())) <= 120
 
 
+def test_changes_by_the_closed_form_are_those_of_the_plan(compiled):
+    config, target = config_of(LAYOUTS["tensor"][1]), parse_target("cpu:4", PLUGINS)
+    plan = read_plan(compiled("tensor"))
+    small = replace(target, device=replace(target.device, memory_bytes=1000))
+    shortage = Shortage.of(config, small)
+    assert shortage.mesh == plan.mesh and 0 < shortage.excess < plan.allocated.total
+    assert shortage.parts["parameters"].bytes == plan.parts["parameters"].bytes
+    given = [change.options for change in candidates(shortage, config)]
+    assert given == [change.options for change in candidates(plan, config)]
+
+
 def test_another_number_of_devices_is_named():
     with pytest.raises(AptError, match=r"the config is for 4 devices, --target for 8; use --target=cpu:4"):
         make_plan(config_of({f"{D}.world_size": 4}), PLUGINS, parse_target("cpu:8", PLUGINS))
@@ -163,10 +173,7 @@ def test_auto_precision_is_the_targets(compiled):
     assert done.setup.dtype == "float32"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs jax-cuda13-plugin and jax-cuda13-pjrt"
-)
+@pytest.mark.gpu_compile
 def test_a_plan_for_h100():
     values = {f"{D}.strategy": "fsdp", "training.mixed_precision": "auto"}
     plan = make_plan(config_of(values), PLUGINS, parse_target("h100:16", PLUGINS))

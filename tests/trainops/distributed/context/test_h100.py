@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,7 @@ from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.distributed.rules import make_rules
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_cuda13_plugin") is None,
-        reason="compiling for an H100 needs the packages jax-cuda13-plugin and jax-cuda13-pjrt",
-    ),
+    pytest.mark.gpu_compile,
 ]
 TARGET = Path(__file__).parent.parent / "h100.txtpb"
 T, N, K, H = 131_072, 32, 8, 128
