@@ -94,6 +94,8 @@ def test_a_missing_compiler_is_named(missing, capsys, monkeypatch):
     assert main(["plan", f"--target={target}", "--config=playground"]) == 2
     out = capsys.readouterr()
     assert out.err.count("\n") == 1 and remedy in out.err and f"--target={target}: no compiler for" in out.err
+    assert main(["plan", f"--target={target}", "--config=playground", "--search"]) == 2
+    assert f"error: --target={target}: no compiler for" in capsys.readouterr().err
 
 
 def test_a_plan_as_text_json_and_picture(capsys, tmp_path):
@@ -114,6 +116,71 @@ def test_a_plan_as_text_json_and_picture(capsys, tmp_path):
     assert sum(part["bytes"] for part in report["parts"].values()) == report["total"]
     assert {each["kind"] for each in report["traffic"]} >= {"all-gather"}
     assert 0 < report["mfu_bound"] <= 1 and report["step_seconds_bound"] <= report["step_seconds_serial"]
+
+
+SEARCH = [*SMALL, "--config.training.batch_size=8", "--config.training.optimizer=adamw"]
+
+
+def test_a_search_compiles_and_lists(capsys):
+    assert main(["plan", *SEARCH, "--search=2"]) == 0
+    out = capsys.readouterr()
+    assert max(map(len, out.out.splitlines())) <= 120
+    assert out.err.startswith("compiling 1 of 2: fsdp 8, remat none") and "(the config as it is)" in out.err
+    assert "(by the compiler)" in out.out and "* the config as it is" in out.out
+    assert re.search(r"^[\d,]+ settings, [\d,]+ left after the closed form, 2 of them compiled", out.out, re.M)
+
+
+def test_the_default_is_the_librarys():
+    from apt_jax.cli.plan import _COMPILE_BEST
+    from apt_jax.trainops.plan.search.run import COMPILE_BEST
+
+    assert _COMPILE_BEST == COMPILE_BEST
+
+
+def test_a_search_without_a_compiler(capsys):
+    target = ["--target=v5e:8", "--search", "--no-compile"]  # whose compiler need not be installed
+    options = [option for option in SEARCH if not option.startswith("--target")]
+    assert main(["plan", *options, *target]) == 0
+    out = capsys.readouterr()
+    assert out.err == "" and "CLOSED FORM, nothing was compiled" in out.out
+    assert "the first, as options:\n  --config.training.distributed." in out.out
+
+    assert main(["plan", *options, *target, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert not report["compiled"] and not any(entry["compiled"] for entry in report["best"])
+    assert report["considered"] > sum(report["pruned"].values()) > 0
+    assert report["best"][0]["step_seconds_bound"] <= report["best"][-1]["step_seconds_bound"]
+
+
+def test_a_search_that_finds_nothing(capsys):
+    # A row of so many tokens leaves no room on an 8 GB card.
+    large = ["--config.model.max_position_embeddings=1048576", "--config.training.batch_size=1"]
+    options = [option for option in SEARCH if not option.startswith("--target")]
+    assert main(["plan", *options, *large, "--target=rtx3070:2", "--search", "--no-compile"]) == 1
+    assert "nothing fits (CLOSED FORM" in capsys.readouterr().out
+
+
+def test_changes_are_tried_where_the_compiler_refuses_to_make_a_plan(capsys, monkeypatch):
+    """As compilers for TPU do; its own words are shown, and what to do."""
+    import apt_jax.trainops.plan as plan
+
+    def refuse(config, plugins, target):
+        raise plan.TooLargeError(f"--target={target}: does not fit: it needs 2GiB of 1GiB, says the compiler")
+
+    monkeypatch.setattr(plan, "make_plan", refuse)
+    options = [*SMALL, "--config.training.batch_size=16", "--config.training.optimizer=sgd"]
+    assert main(["plan", *options]) == 1
+    out = capsys.readouterr()
+    assert "changes tried by the compiler" in out.out and "gradient_accumulation_steps=2" in out.out
+    assert re.search(r"MiB, fits, step ≥", out.out)
+    assert out.out.endswith("--target=cpu:8: does not fit: it needs 2GiB of 1GiB, says the compiler\n")
+
+    monkeypatch.setattr(plan.changes, "try_changes", lambda *given: ())
+    assert main(["plan", *options, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report == {"fits": False, "refused": report["refused"], "remedies": []} and "2GiB" in report["refused"]
+    assert main(["plan", *options, "--no-changes"]) == 2
+    assert capsys.readouterr().err.startswith("apt-jax: error: --target=cpu:8: does not fit")
 
 
 PIPE = ["--stages=2", "--microbatches=2"]
@@ -146,6 +213,15 @@ PIPE = ["--stages=2", "--microbatches=2"]
                 "--config.training.batch_size=12",
             ],
             "training.batch_size: 12 cut in 2 gives 6 sequences, which 8 data-parallel devices cannot share equally",
+        ),
+        (["--search", "--config=pro"], "apt-jax plan --search: --target=DEVICE:COUNT missing"),
+        (["--no-compile", "--target=cpu:8", "--config=lite"], "--no-compile belongs to --search; add that"),
+        (["--search", "--show-schedule", "--target=cpu:8"], "--show-schedule and --search do not go together"),
+        (["--search", "--plot=a.png", "--target=cpu:8", "--config=lite"], "--plot and --search do not go together"),
+        (["--search=0", "--target=cpu:8", "--config=lite"], "argument --search: '0' is not a whole number from 1 up"),
+        (
+            ["--search", "--target=cpu:7", "--config=lite"],
+            "--search: no mesh shares 7 devices among",
         ),
         (["--show-schedule"], "--stages=N and --microbatches=N missing; or give --config=PROFILE"),
         (["--show-schedule", "--stages=2"], ": --microbatches=N missing; or give --config=PROFILE"),

@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from apt_jax.core.config import Config
 from apt_jax.core.errors import AptError
+from apt_jax.core.layout import MESH_AXES
+from apt_jax.trainops.plan.compiled import vocabulary
 from apt_jax.trainops.plan.make import make_plan
+from apt_jax.trainops.plan.memory import Part
 from apt_jax.trainops.plan.plan import Plan, Remedy
+from apt_jax.vgpu.scheduler import estimate
 from apt_jax.vgpu.scheduler.devices import Target
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
 
 _STRONGER = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
+_ERROR = 0.15  # of the closed form's memory, at most
+# The closed form's names of what a plan has among other causes; the rest is working memory.
+_CAUSES = {
+    "parameters": "parameters", "optimizer": "optimizer", "batch": "batch", "gradients": "gradients",
+    "saved activations": "saved_activations", "stage inputs": "saved_activations", "logits": "logits",
+    "weight copies": "weight_copies", "weights of the group": "weight_copies",
+}  # fmt: skip
 _LAYOUT = ("strategy", "data_parallel", "fsdp_parallel")
 
 
@@ -41,13 +52,50 @@ class Change:
         return Change({**self.values, **other.values}, self.saves + other.saves)
 
 
-def try_changes(plan: Plan, config: Config, plugins: Plugins, target: Target, most: int = 4) -> tuple[Remedy, ...]:
+@dataclass(frozen=True)
+class Shortage:
+    """What `try_changes` reads of a plan, by the closed form: for programs that the compiler itself refuses.
+
+    Attributes:
+      mesh, batch_size, accumulation: as in `Plan`.
+      excess: bytes beyond the device's memory, at least.
+      parts: bytes by the causes of a plan.
+    """
+
+    mesh: Mapping[str, int]
+    batch_size: int
+    accumulation: int
+    excess: int
+    parts: Mapping[str, Part]
+
+    @staticmethod
+    def of(config: Config, target: Target) -> Shortage:
+        """Raises ConfigError for a config that the closed form cannot count."""
+        training, capacity = config.training, target.device.memory_bytes
+        vocab_size, _ = vocabulary(config)
+        found = estimate(config, target.count, vocab_size)
+        held: dict[str, int] = {}
+        for name, size in found.breakdown.items():
+            cause = _CAUSES.get(name, "working")
+            held[cause] = held.get(cause, 0) + size
+        return Shortage(
+            mesh={axis: found.parallelism.get(axis, 1) for axis in MESH_AXES},
+            batch_size=training.batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            excess=int(found.memory_per_gpu * (1 - _ERROR)) - capacity,
+            parts={cause: Part(size, "estimated") for cause, size in held.items()},
+        )
+
+
+def try_changes(
+    plan: Plan | Shortage, config: Config, plugins: Plugins, target: Target, most: int = 4
+) -> tuple[Remedy, ...]:
     """What makes a plan fit that does not, the cheapest first, up to the first that does.
 
     A change that cannot save enough by the plan's own breakdown is not compiled.
 
     Args:
-      plan: of `config`, that does not fit.
+      plan: of `config`, that does not fit; or what the closed form says of it.
       config, plugins, target: as for `make_plan`.
       most: programs compiled.
     """
@@ -68,7 +116,7 @@ def try_changes(plan: Plan, config: Config, plugins: Plugins, target: Target, mo
     return tuple(tried)
 
 
-def candidates(plan: Plan, config: Config) -> Iterator[Change]:
+def candidates(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
     """Single changes by rising cost in time, then the same added up one after another."""
     single = [*_accumulate(plan, config), *_shard(plan), *_recompute(plan, config)]
     yield from single
@@ -83,7 +131,7 @@ def candidates(plan: Plan, config: Config) -> Iterator[Change]:
         together = whole
 
 
-def _accumulate(plan: Plan, config: Config) -> Iterator[Change]:
+def _accumulate(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
     """More and smaller microbatches: the same work in smaller pieces."""
     steps, rows = config.training.gradient_accumulation_steps, plan.batch_size // plan.accumulation
     shards = plan.mesh["data"] * plan.mesh["fsdp"] * plan.mesh["expert"]
@@ -93,7 +141,7 @@ def _accumulate(plan: Plan, config: Config) -> Iterator[Change]:
             yield Change({"training.gradient_accumulation_steps": steps * factor}, held - held // factor)
 
 
-def _shard(plan: Plan) -> Iterator[Change]:
+def _shard(plan: Plan | Shortage) -> Iterator[Change]:
     """Data-parallel copies that share out parameters, gradients and optimizer: more communication."""
     copies = plan.mesh["data"]
     if copies == 1:
@@ -107,13 +155,13 @@ def _shard(plan: Plan) -> Iterator[Change]:
     yield Change(layout, held - held // copies)
 
 
-def _recompute(plan: Plan, config: Config) -> Iterator[Change]:
+def _recompute(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
     """Activations computed anew in the backward pass: up to a third more arithmetic."""
     for policy in _STRONGER.get(config.model.remat_policy, ()):
         yield Change({"model.remat_policy": policy}, _bytes(plan, "saved_activations", "working"))
 
 
-def _bytes(plan: Plan, *causes: str) -> int:
+def _bytes(plan: Plan | Shortage, *causes: str) -> int:
     return sum(plan.parts[cause].bytes for cause in causes if cause in plan.parts)
 
 

@@ -43,7 +43,7 @@ def read_plan(done: Compiled) -> Plan:
     parts = break_down(done)
     bounds = roofline(
         device,
-        dtype=_short(done.setup.dtype.name),
+        dtype=short_dtype(done.setup.dtype.name),
         flops=flops.device,
         model_flops=flops.model / program.mesh.size,
         traffic_bytes=memory_traffic(done, parts["saved_activations"].bytes if "saved_activations" in parts else 0),
@@ -68,7 +68,7 @@ def read_plan(done: Compiled) -> Plan:
         accumulation=config.training.gradient_accumulation_steps,
         optimizer=config.training.optimizer,
         remat=config.model.remat_policy,
-        precision=_short(done.setup.dtype.name),
+        precision=short_dtype(done.setup.dtype.name),
         kernel=done.kernel,
         strategy=program.layout.strategy,
         zero_stage=program.layout.zero_stage if mesh["fsdp"] > 1 else 0,
@@ -87,6 +87,9 @@ def read_plan(done: Compiled) -> Plan:
             "compile": done.compile_seconds,
             "read": time.perf_counter() - start,
         },
+        schedule=config.training.distributed.pipeline_schedule if mesh["pipe"] > 1 else "",
+        chunks=config.training.distributed.pipeline_chunks if mesh["pipe"] > 1 else 1,
+        alike=not program.strategy.stages_diverge,
     )
 
 
@@ -118,7 +121,16 @@ def _flops(done: Compiled) -> Flops:
     if table is None:
         counted = compiled_flops(done.text)
     else:
-        counted = compiled_flops(done.text, table.ticks, table.microbatches * table.chunks)
+        # Where stages take branches of their own, embedding and loss are the only ones within another, and belong to
+        # one group of layers each; zero_bubble has weight gradients in two slots of a tick.
+        alone = program.strategy.stages_diverge
+        counted = compiled_flops(
+            done.text,
+            table.ticks,
+            table.microbatches * table.chunks,
+            nested=1 / table.chunks if alone else 1.0,
+            same_once=table.schedule == "zero_bubble",
+        )
     if counted is None:
         return Flops(needed, needed / program.mesh.size, False)
     return Flops(needed, counted, True)
@@ -147,5 +159,6 @@ def memory_traffic(done: Compiled, saved: int) -> float:
     return state + micros * (3 * weights + 2 * each)
 
 
-def _short(dtype: str) -> str:
+def short_dtype(dtype: str) -> str:
+    """`bf16` of `bfloat16`."""
     return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype)

@@ -43,6 +43,7 @@ class Network:
     def __init__(self, mesh: Mesh, links: tuple[Link, ...]):
         self._links, self._names = links, mesh.axis_names
         self._places = _places(mesh, links[0].devices or mesh.size)
+        self._spreads: dict[object, list[tuple[int, int]]] = {}
 
     def spread(self, one: Collective) -> list[tuple[int, int]]:
         """For each link, from the inside: (blocks it joins, devices of a group in each), of the widest group."""
@@ -75,10 +76,9 @@ class Network:
     def _total(self, kind: str, axes: tuple[str, ...], every: list[Collective]) -> Traffic:
         seconds: dict[str, float] = {}
         level = ""
-        spreads: dict[object, list[tuple[int, int]]] = {}
         for one in every:
-            key = one.groups if "?" in axes or kind == "collective-permute" else None
-            spread = spreads.get(key) or spreads.setdefault(key, self.spread(one))
+            key = axes, one.groups if "?" in axes or kind == "collective-permute" else None
+            spread = self._spreads.get(key) or self._spreads.setdefault(key, self.spread(one))
             level = level or (self._slowest(spread) or "")
             for link, (blocks, within) in zip(self._links, spread, strict=True):
                 if blocks > 1:

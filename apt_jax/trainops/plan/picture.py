@@ -1,4 +1,4 @@
-"""A plan as a picture: memory by cause against the device's, and the least time of a step by cause."""
+"""A plan as a picture: memory by cause against the device's, the least time of a step, and the pipeline's schedule."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from apt_jax.core.errors import AptError
 from apt_jax.trainops.plan.memory import CAUSES
 from apt_jax.trainops.plan.plan import Plan
+from apt_jax.trainops.plan.schedule_picture import draw_schedule
 from apt_jax.trainops.plan.text import size_text
 
 _COLOURS = (
@@ -34,8 +35,11 @@ def draw_plan(plan: Plan, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise AptError("--plot: needs matplotlib; pip install '.[plot]'") from error
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    memory, times = figure.subplots(1, 2, width_ratios=(3, 2))
+    table = plan.table
+    figure = Figure(figsize=(10, 4.5 if table is None else 6.4 + 0.3 * table.stages), layout="constrained")
+    heights = (4.5,) if table is None else (4.5, 1.9 + 0.3 * table.stages)
+    axes = figure.subplot_mosaic("mt" if table is None else "mt;ss", width_ratios=(3, 2), height_ratios=heights)
+    memory, times = axes["m"], axes["t"]
     left = 0.0
     for (cause, _), colour in zip(CAUSES.items(), _COLOURS, strict=True):
         if cause in plan.parts:
@@ -51,6 +55,8 @@ def draw_plan(plan: Plan, path: Path) -> None:
     times.bar([*bounds], [seconds * 1e3 for seconds in bounds.values()], color="#4477aa")
     times.set_ylabel("ms of a step, at least")
     times.set_title(f"MFU at most {plan.bounds.mfu:.0%}", fontsize=10)
+    if table is not None:
+        draw_schedule(axes["s"], table, alike=plan.alike)
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

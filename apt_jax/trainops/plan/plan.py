@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from apt_jax.trainops.distributed.pipeline.table import TickTable, make_table
 from apt_jax.trainops.plan.compiled import Allocated
 from apt_jax.trainops.plan.memory import Part
 from apt_jax.trainops.plan.network import Traffic
@@ -63,8 +64,11 @@ class Plan:
       parts: the same by cause.
       flops, traffic, bounds: work, communication and the least time of a step.
       warnings: worth reading before paying.
-      remedies: changes that were tried because it does not fit.
       seconds: what planning took, by stage.
+      remedies: changes that were tried because it does not fit.
+      schedule: of the pipeline; empty without stages.
+      chunks: groups of layers per stage.
+      alike: all stages run whatever any stage does.
     """
 
     profile: str
@@ -96,6 +100,9 @@ class Plan:
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
     remedies: tuple[Remedy, ...] = field(default=())
+    schedule: str = ""
+    chunks: int = 1
+    alike: bool = False
 
     @property
     def excess(self) -> int:
@@ -118,6 +125,13 @@ class Plan:
     def tokens_per_second(self) -> float:
         """Of all devices, at most."""
         return self.batch_size * self.length / self.bounds.bound if self.bounds.bound else 0.0
+
+    @property
+    def table(self) -> TickTable | None:
+        """The pipeline's schedule; None without stages."""
+        if not self.schedule:
+            return None
+        return make_table(self.schedule, self.mesh["pipe"], self.accumulation, self.chunks)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, in bytes, FLOPs and seconds."""

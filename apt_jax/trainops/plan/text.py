@@ -19,6 +19,11 @@ def render(plan: Plan) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
+def render_refusal(error: str, remedies: Sequence[Remedy]) -> str:
+    """In place of a plan that the compiler would not make."""
+    return "\n\n".join("\n".join(block) for block in (_remedies(remedies), [error]) if block)
+
+
 def size_text(size: float) -> str:
     """`9.28 GiB`: three digits and a unit of 1024s."""
     value, unit = float(size), "B"
@@ -98,7 +103,7 @@ def _collectives(plan: Plan) -> list[str]:
                 time_text(max(each.seconds.values(), default=0.0)),
             )
         )
-    return ["communication of one step", *(f"  {line}" for line in _aligned(rows))]
+    return ["communication of one step", *(f"  {line}" for line in aligned(rows))]
 
 
 def _bounds(plan: Plan) -> list[str]:
@@ -134,7 +139,8 @@ def _remedies(remedies: Sequence[Remedy]) -> list[str]:
     return lines
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 

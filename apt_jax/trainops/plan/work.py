@@ -35,7 +35,9 @@ def model_flops(model: ModelConfig, num_params: int, tokens: int, length: int, v
     return 6.0 * (num_params - table) * tokens + 12.0 * model.num_layers * width * keys * tokens
 
 
-def compiled_flops(text: str, ticks: int | None = None, runs: int = 1) -> float | None:
+def compiled_flops(
+    text: str, ticks: int | None = None, runs: int = 1, *, nested: float = 1.0, same_once: bool = False
+) -> float | None:
     """FLOPs of the matrix products of one device in one run of an optimized program.
 
     Loops count as often as they run. In a pipeline's loop each branch is one kind of work, and counts as often as
@@ -45,19 +47,22 @@ def compiled_flops(text: str, ticks: int | None = None, runs: int = 1) -> float 
       text: `compiled.as_text()`.
       ticks: length of a pipeline's loop; None: no pipeline.
       runs: how often a stage takes each branch of that loop.
+      nested: how often, of these times, it takes the branches inside them.
+      same_once: branches of the loop with equal work are one kind of work, in several slots, that `runs` counts.
 
     Returns:
       None where products are written in a way that is not understood, as in programs for TPU.
     """
     program = parse(text)
-    counter = _Counter(program, ticks, runs)
+    counter = _Counter(program, ticks, runs, nested, same_once)
     total = counter.count(program.computations[program.entry], None)
     return total if total and not counter.unknown else None
 
 
 class _Counter:
-    def __init__(self, program: Program, ticks: int | None, runs: int):
+    def __init__(self, program: Program, ticks: int | None, runs: int, nested: float, same_once: bool):
         self._program, self._ticks, self._runs = program, ticks, runs
+        self._nested, self._same_once = nested, same_once
         self._known: dict[tuple[str, float | None], float] = {}
         self.unknown = False
 
@@ -79,13 +84,22 @@ class _Counter:
                 return self._dot(computation, it, found[1].replace('"', ""))
             case "while":
                 trips = trip_count(self._program, computation, it) or 1
-                inside = self._runs / trips if self._ticks is not None and trips == self._ticks else branch
-                return trips * self._called(it, ("body",), inside)
+                if self._ticks is None or trips != self._ticks:
+                    return trips * self._called(it, ("body",), branch)
+                again = self._runs * self._repeated(it) if self._same_once else 0.0
+                return trips * self._called(it, ("body",), self._runs / trips) - again
             case "conditional":
-                return (1.0 if branch is None else branch) * self._called(it, _BRANCHES, None)
+                within = self._nested if self._ticks is not None else 1.0
+                return (within if branch is None else branch) * self._called(it, _BRANCHES, None)
             case "fusion" | "call" | "async-start" | "custom-call":
                 return self._called(it, _CALLS, branch)
         return 0.0
+
+    def _repeated(self, loop: Instruction) -> float:
+        """FLOPs of the branches of a loop whose work another has as well."""
+        (body,) = (self._program.computations[name] for name in loop.called("body"))
+        work = [self._called(it, _BRANCHES, None) for it in body.instructions.values() if it.opcode == "conditional"]
+        return sum(work) - sum(set(work))
 
     def _called(self, it: Instruction, keys: tuple[str, ...], branch: float | None) -> float:
         names = [name for key in keys for name in it.called(key) if name in self._program.computations]

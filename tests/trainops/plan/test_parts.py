@@ -113,6 +113,25 @@ def test_branches_of_a_pipelines_loop_count_as_often_as_a_stage_takes_them():
     assert compiled_flops(text, ticks=10, runs=4) == pytest.approx(4 * 3 * 2 * 16**3)
 
 
+def test_one_kind_of_work_in_two_slots_counts_once():
+    def step(x, kinds):
+        def slot(h, busy):
+            inner = lambda h: jax.lax.cond(h[0, 0] > 0, lambda h: jnp.tanh(h @ h), lambda h: h, h)  # noqa: E731
+            return jax.lax.cond(busy, lambda h: inner(jnp.tanh(h @ h @ h)), lambda h: h, h)
+
+        def other(h, busy):
+            return jax.lax.cond(busy, lambda h: jnp.tanh(h @ h), lambda h: h, h)
+
+        return jax.lax.scan(lambda h, k: (slot(other(slot(h, k > 0), k > 1), k > 2), None), x, kinds)[0]
+
+    x, kinds = jax.ShapeDtypeStruct((16, 16), jnp.float32), jax.ShapeDtypeStruct((10,), jnp.int32)
+    text = jax.jit(step).lower(x, kinds).compile().as_text()
+    product = 2 * 16**3
+    assert compiled_flops(text, ticks=10, runs=4) == pytest.approx(4 * (3 + 3 + 1) * product)
+    assert compiled_flops(text, ticks=10, runs=4, same_once=True) == pytest.approx(4 * (3 + 1) * product)
+    assert compiled_flops(text, ticks=10, runs=4, nested=0.5) == pytest.approx(4 * (2.5 + 2.5 + 1) * product)
+
+
 def test_flops_of_a_model():
     model = replace(ModelConfig(), hidden_size=64, num_layers=2, num_attention_heads=4, sliding_window=None)
     plain = model_flops(model, 1000, 10, 8, 100)

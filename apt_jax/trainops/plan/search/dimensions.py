@@ -1,0 +1,100 @@
+"""What a search varies: each dimension is a name and the values that a config can take along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apt_jax.core.config import Config
+from apt_jax.vgpu.scheduler.devices import Target
+
+Values = Mapping[str, Any]  # config key -> value
+_LAYOUT = "training.distributed"
+_SCHEDULE, _CHUNKS = f"{_LAYOUT}.pipeline_schedule", f"{_LAYOUT}.pipeline_chunks"
+_ACCUMULATION = "training.gradient_accumulation_steps"
+_REMAT = ("none", "dots", "attention", "full")  # by rising arithmetic
+_MOST_CHUNKS = 4
+# Axes in the order of `MESH_AXES`. Of the architectures that the closed form knows none has experts.
+_AXES = ("pipeline", "data", "fsdp", "context", "tensor")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One thing to vary.
+
+    Attributes:
+      name: for reports.
+      values: `values(config, target)` gives the alternatives; `config` has the values of the dimensions before it.
+        An empty mapping leaves the config as it is.
+    """
+
+    name: str
+    values: Callable[[Config, Target], Sequence[Values]]
+
+
+def mesh_shapes(config: Config, target: Target) -> list[Values]:
+    """Every way to write the target's count as a product of axis sizes; whether it works is for others to say."""
+    given = config.training.distributed
+    # These two strategies say what `fsdp` cuts; every other one only chooses sizes.
+    strategy = given.strategy if given.strategy in ("zero1", "zero2") else "hybrid"
+    fixed = {"strategy": strategy, "world_size": target.count, "expert_parallel": 1}
+    if given.strategy == "sequence":
+        fixed["sequence_parallel"] = True
+    return [
+        {f"{_LAYOUT}.{key}": value for key, value in {**fixed, **_sizes(shape)}.items()}
+        for shape in factorisations(target.count, len(_AXES))
+    ]
+
+
+def remat_policies(config: Config, target: Target) -> list[Values]:
+    """What the forward pass keeps."""
+    return [{"model.remat_policy": name} for name in _REMAT]
+
+
+def accumulations(config: Config, target: Target) -> list[Values]:
+    """Microbatches that the batch can be cut into; the batch itself stays."""
+    return [{_ACCUMULATION: count} for count in divisors(config.training.batch_size)]
+
+
+def pipeline_schedules(config: Config, target: Target) -> list[Values]:
+    """Orders of the microbatches, where there are stages."""
+    layout = config.training.distributed
+    if layout.pipeline_parallel == 1:
+        plain: Values = {_SCHEDULE: "1f1b", _CHUNKS: 1}
+        return [{} if layout.pipeline_schedule != "interleaved" else plain]
+    chunks = range(2, _MOST_CHUNKS + 1)
+    return [
+        *({_SCHEDULE: name, _CHUNKS: 1} for name in ("gpipe", "1f1b", "zero_bubble")),
+        *({_SCHEDULE: "interleaved", _CHUNKS: count} for count in chunks),
+    ]
+
+
+# Offload and the modes of Virtual Blackwell are to be further entries.
+DIMENSIONS: tuple[Dimension, ...] = (
+    Dimension("mesh", mesh_shapes),
+    Dimension("remat", remat_policies),
+    Dimension("accumulation", accumulations),
+    Dimension("schedule", pipeline_schedules),
+)
+NOT_SEARCHED = "not searched: offload and the modes of Virtual Blackwell, which no plan accounts for yet"
+
+
+def divisors(number: int) -> list[int]:
+    """Ascending."""
+    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
+
+
+def factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Every ordered tuple of `parts` factors whose product is `number`, in lexical order."""
+    if parts == 1:
+        yield (number,)
+        return
+    for first in divisors(number):
+        for rest in factorisations(number // first, parts - 1):
+            yield (first, *rest)
+
+
+def _sizes(shape: tuple[int, ...]) -> dict[str, int]:
+    return {f"{axis}_parallel": size for axis, size in zip(_AXES, shape, strict=True)}
