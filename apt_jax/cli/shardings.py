@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from apt_jax.cli.arguments import Parser
 from apt_jax.core.config import Config, RunArguments, parse_command_line
+from apt_jax.core.configured import configured
 from apt_jax.core.registry import load_plugins
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _report(config: Config, devices: int) -> ShardingReport:
     from apt_jax.trainops.distributed.report import described_devices, report_shardings
     from apt_jax.trainops.engine.setup import build_setup
 
+    config = configured(config, plugins)
     program = build_setup(config, plugins, _vocabulary(config)[0], devices=described_devices(devices)).program
     return report_shardings(program.strategy, program.abstract_state().opt_state)
 

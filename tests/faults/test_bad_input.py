@@ -45,7 +45,6 @@ CONFIG = [
     yaml("tabs", "data:\n\tpath: a\n", ["run.yaml:2", "not valid YAML"]),
     key("indivisible heads", "model.hidden_size=17", says=["model.hidden_size", "model.num_attention_heads=2"]),
     key("schedules", "schedules={'ramp': {}}", says=["schedules: nothing in this run reads ramp", "remove"]),
-    key("no Virtual Blackwell", "vgpu.enabled=true", says=["vgpu.enabled", "no active plugin", "false"]),
 ]
 
 DATA = [

@@ -117,8 +117,8 @@ def try_changes(
 
 
 def candidates(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
-    """Single changes by rising cost in time, then the same added up one after another."""
-    single = [*_accumulate(plan, config), *_shard(plan), *_recompute(plan, config)]
+    """Single changes by rising cost, of time before accuracy; then the same added up one after another."""
+    single = [*_accumulate(plan, config), *_shard(plan), *_recompute(plan, config), *_states(plan, config)]
     yield from single
     strongest: dict[tuple[str, ...], Change] = {}
     for change in single:  # of several values of the same keys, the last is the strongest
@@ -159,6 +159,12 @@ def _recompute(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
     """Activations computed anew in the backward pass: up to a third more arithmetic."""
     for policy in _STRONGER.get(config.model.remat_policy, ()):
         yield Change({"model.remat_policy": policy}, _bytes(plan, "saved_activations", "working"))
+
+
+def _states(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
+    """Moments of 8 bits: other numbers, though hardly."""
+    if config.training.optimizer == "adamw":
+        yield Change({"training.optimizer": "adamw8bit"}, _bytes(plan, "optimizer") * 3 // 4)
 
 
 def _bytes(plan: Plan | Shortage, *causes: str) -> int:

@@ -53,7 +53,7 @@ def test_everything_is_counted(found):
     assert all(result.pruned.values())
     text = render(result)
     assert max(map(len, text.splitlines())) <= 120
-    assert f"{result.considered:,} settings" in text and "(by the compiler)" in text and "Virtual Blackwell" in text
+    assert f"{result.considered:,} settings" in text and "(by the compiler)" in text and "vgpu.mode" in text
     assert all(option in text.replace("\n  ", " ") for option in result.options)
     report = result.to_json()
     assert report["best"][0]["compiled"] and report["best"][0]["closed_form"]["bytes"] > 0
