@@ -19,7 +19,7 @@ class Case:
     Attributes:
       name: unique.
       group: what it is mainly about, for the summary.
-      target: h100 or cpu.
+      target: a device by name: h100, or a TPU.
     """
 
     name: str
@@ -166,3 +166,11 @@ def validation() -> Iterator[Case]:
     yield _case("length", "1B", 8, "fsdp", 8, length=4096)
     yield _case("length", "8B", 64, "fsdp", 64, length=8192)
     yield _case("context", "1B", 8, "context", 4, fsdp=2, context=4, length=4096)
+
+
+def tpu() -> Iterator[Case]:
+    """How far off the form, made for GPUs, is on TPUs; nothing is fitted on it, nothing promised by it."""
+    yield _case("ddp", "20M", 1, "ddp", 16, target="v5e")
+    yield _case("fsdp", "1B", 8, "fsdp", 16, target="v5e")
+    yield _case("remat", "125M", 8, "ddp", 32, remat="none", target="v5e")
+    yield _case("tensor", "1B", 8, "fsdp", 8, fsdp=2, tensor=4, target="v5p")

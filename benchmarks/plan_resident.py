@@ -51,7 +51,7 @@ with open("/proc/self/clear_refs", "w") as reset:
     reset.write("5")  # the high-water mark begins anew
 state = program.init_state(first)
 del first
-batches = data.train.iterate(0, 8, process_index=0, process_count=1)
+batches = data.train.iterate(0, 8, program.feed.rows)
 with batches:
     for batch in batches:
         state, metrics = step(state, program.put_batch(batch))

@@ -26,8 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("apt_jax.cli.plan", "compile a step for a described machine: memory, time, fit; or draw a schedule"),
     "plugins": ("apt_jax.cli.plugins", "list, check, trace and begin plugins"),
     "profiles": ("apt_jax.cli.profiles", "list the shipped profiles, or describe one"),
+    "quantize": ("apt_jax.cli.quantize", "store a trained model's weights in few bits, and say what that costs"),
     "shardings": ("apt_jax.cli.shardings", "show where each parameter lies and what it costs a device"),
     "tokenizer": ("apt_jax.cli.tokenizer", "train a tokenizer, or show what one does to a text"),
+    "vb": ("apt_jax.cli.vb", "Virtual Blackwell: what holds here, and what each mode saves for a config"),
 }
 
 INTERRUPTED = 130  # what a shell reports for SIGINT

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from apt_jax.cli.arguments import Parser
 from apt_jax.cli.opening import add_model_arguments, open_model
+from apt_jax.core.errors import ModelError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,6 +21,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     args = parser.parse_args(argv)
     opened = open_model(args.model, step=args.step, best=args.best)
+    if opened.quantized:
+        raise ModelError(f"{args.model}: is quantised; export the run that it was made from")
 
     from apt_jax.model.hf import exportable_family, save_pretrained
 

@@ -38,6 +38,7 @@ from apt_jax.core.hookkinds import transform as _transform
 
 if TYPE_CHECKING:
     from apt_jax.core.config.schema import Config
+    from apt_jax.core.registry import Plugins
 
 __all__ = ["API_VERSION", "COMBINE", "KINDS", "PROJECT", "Combine", "Kind", "Run", "hookimpl"]
 
@@ -237,12 +238,21 @@ def apt_commands() -> Targets:
 
 
 @_transform("chain")
-def apt_transform_model(model: Model, config: Config) -> Model | None:
+def apt_configure(config: Config) -> Config | None:
+    """Changes the config before anything is built; applied to its own result it must change nothing more.
+
+    Example: `return dataclasses.replace(config, data=dataclasses.replace(config.data, workers=8))`
+    """
+
+
+@_transform("chain")
+def apt_transform_model(model: Model, config: Config, plugins: Plugins) -> Model | None:
     """Changes a model that was just built: adapters, other matmuls, other layers.
 
     Called once per build, possibly under `nnx.eval_shape` (arrays are then abstract). `model` is the
     outcome of the plugins before; change it in place or return another. None means `model`. New
-    parameters need metadata `logical_axes`; draw them from `config.training.seed`.
+    parameters need metadata `logical_axes`; draw them from `config.training.seed`. `plugins` answers what
+    others registered, and their rules: `plugins.transform("apt_quant_rules", config=config)`.
 
     Example: `model.layers.attn.q.dot_general = my_dot`
     """
@@ -250,7 +260,11 @@ def apt_transform_model(model: Model, config: Config) -> Model | None:
 
 @_transform("concatenate")
 def apt_quant_rules(config: Config) -> Sequence[Any] | None:
-    """Which weights use which number format: rules tried in order, the first match on a path wins.
+    """Which layers multiply in which number formats: rules tried in order, the first match on a path wins.
+
+    A rule is (pattern, recipe): a regular expression for the whole path of a module, and an
+    `apt_jax.vgpu.quant.dot.Recipe`, the name of one, that of a number format (weights alone), or None to
+    leave the layer as it is. A rule that no layer uses is an error. In force with `vgpu.enabled`.
 
     Example: `return [("layers/mlp/.*", "nvfp4")]`
     """

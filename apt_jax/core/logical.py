@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,3 +204,14 @@ def target_platform() -> str:
     """Where the code being traced will run: the platform of the mesh in force, else jax's default."""
     rules = _rules.get()
     return jax.default_backend() if rules is None else rules.mesh.devices.flat[0].platform
+
+
+def target_capability() -> tuple[int, int] | None:
+    """CUDA compute capability of where the code being traced will run, as (9, 0); None: no NVIDIA GPU.
+
+    Devices of a topology have one too, so that a program planned for a GPU is the program that will run on it.
+    """
+    rules = _rules.get()
+    device = jax.devices()[0] if rules is None else rules.mesh.devices.flat[0]
+    version = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    return None if version is None else (int(version[1]), int(version[2]))

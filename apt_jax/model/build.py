@@ -51,4 +51,4 @@ def build_model(
     )
     if policy is not None:
         model.remat_policy = policy
-    return plugins.transform("apt_transform_model", model, config=config)
+    return plugins.transform("apt_transform_model", model, config=config, plugins=plugins)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from apt_jax import hookimpl
+
+if TYPE_CHECKING:
+    from apt_jax.core.config import Config
+    from apt_jax.core.registry import Plugins
 
 _DEVICES = "apt_jax.vgpu.scheduler.devices"
 _TIERS = "apt_jax.vgpu.memory.tiers"
@@ -54,4 +60,27 @@ def apt_quant_formats() -> dict[str, str]:
         "nvfp4_four_over_six": f"{_FORMATS}.nvfp4:nvfp4_four_over_six",
         "nvfp4_one_level": f"{_FORMATS}.nvfp4:nvfp4_one_level",
         "nvfp4_tiles": f"{_FORMATS}.nvfp4:nvfp4_tiles",
+        "uint4": f"{_FORMATS}.uint4:UInt4",
     }
+
+
+@hookimpl
+def apt_configure(config: Config) -> Config:
+    from apt_jax.vgpu.runtime.apply import configure
+
+    return configure(config)
+
+
+@hookimpl
+def apt_quant_rules(config: Config) -> list[tuple[str, str]] | None:
+    from apt_jax.vgpu.runtime.apply import quant_rules
+
+    return quant_rules(config)
+
+
+@hookimpl(trylast=True)  # after plugins that add layers
+def apt_transform_model(model: Any, config: Config, plugins: Plugins) -> None:
+    if config.vgpu.enabled and (rules := plugins.transform("apt_quant_rules", config=config)):
+        from apt_jax.vgpu.quant.dot import install
+
+        model.quantization = install(model, rules, plugins)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from apt_jax.cli import export, generate, tokenizer
 from apt_jax.cli.arguments import UsageError
-from apt_jax.core.config.schema import ModelConfig
+from apt_jax.core.config.schema import Config, ModelConfig
 from apt_jax.core.errors import AptError, DataError, ModelError
 from apt_jax.model.architectures.llama import llama
 from apt_jax.model.generation import GenerationConfig, Generator, generate_text
@@ -70,7 +70,7 @@ def test_export_rewrites_a_folder_and_a_run(model, folder, tmp_path: Path, monke
 
     def load_model(path, step, *, best, dtype):
         asked.update(path=path, step=step, best=best)
-        return SimpleNamespace(model=model, tokenizer=TOKENIZER, step=7)
+        return SimpleNamespace(model=model, tokenizer=TOKENIZER, step=7, config=Config())
 
     monkeypatch.setattr("apt_jax.trainops.checkpoints.load_model", load_model)
     assert export.main([f"--workdir={run}", "--step=7", f"--out={tmp_path / 'b'}"]) == 0

@@ -121,8 +121,8 @@ class TestTransform:
             b=plugin(apt_transform_model=lambda model: None),
             c=plugin(apt_transform_model=lambda model: [*model, "c"]),
         )
-        assert plugins.transform("apt_transform_model", [], config=CONFIG) == ["a", "c"]
-        assert plugins.transform("apt_transform_model", model=["x"], config=CONFIG) == ["x", "a", "c"]
+        assert plugins.transform("apt_transform_model", [], config=CONFIG, plugins=plugins) == ["a", "c"]
+        assert plugins.transform("apt_transform_model", model=["x"], config=CONFIG, plugins=plugins) == ["x", "a", "c"]
 
     def test_chain_without_plugins_is_the_identity(self):
         value = object()

@@ -166,6 +166,7 @@ class CheckpointsConfig:
 class VgpuConfig:
     enabled: bool = False  # apply Virtual Blackwell
     mode: Literal["full", "speed", "memory", "balanced"] = "balanced"  # which hooks it applies
+    recipe: str = "nvfp4"  # of quantized matmuls, in the modes speed and full; fp8 on Hopper
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,7 @@ class Decoder(nnx.Module):
             (x_BTD, None if cached is None else cached[0]),
             scan=self.config.scan_layers,
             remat=self.remat_policy,
+            first=first_layer,
         )
         return x_BTD, kv, aux
 

@@ -18,7 +18,8 @@ class Dense(nnx.Module):
     """y = x · kernel (+ bias), in compute dtype.
 
     Attributes:
-      kernel: float32 [in, out]; stored once, cast when used.
+      kernel: float32 [in, out]; stored once, cast when used. Its value may be anything with `astype`, as a quantised
+        weight that is decoded there.
       bias: float32 [out], or None.
       dot_general: called as `jax.lax.dot_general(x, w, dimension_numbers)`; replace it (by a hashable
         callable) to quantise this layer.

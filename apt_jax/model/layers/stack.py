@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from apt_jax.core import noise
 from apt_jax.core.errors import ModelError, unknown_name
 
 Carry = Any
@@ -54,6 +55,7 @@ def run_layers(
     *,
     scan: bool,
     remat: str | RematPolicy,
+    first: int | jax.Array = 0,
 ) -> tuple[Carry, Aux]:
     """Threads `carry` through the layers.
 
@@ -63,6 +65,7 @@ def run_layers(
       carry: any pytree; every layer returns the same shapes.
       scan: one compiled body for all layers (short compilation), else a copy per layer.
       remat: policy by name, or a `jax.checkpoint` policy.
+      first: number, in the model, of the first of these layers; folded with the index into the key of `core.noise`.
 
     Returns:
       The last carry, and `aux` summed over the layers.
@@ -72,7 +75,8 @@ def run_layers(
 
     def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
         index, layer_params = xs
-        return apply(nnx.merge(graphdef, layer_params), index, carry)
+        with noise.folded(first + index):
+            return apply(nnx.merge(graphdef, layer_params), index, carry)
 
     policy = resolve_remat(remat)
     if policy is not None:

@@ -11,7 +11,6 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from apt_jax.core.errors import DataError
 from apt_jax.trainops.data.hashing import derive
 from apt_jax.trainops.data.mixture import Mixture
 from apt_jax.trainops.data.packing import RowTable
@@ -114,26 +113,19 @@ class Batches:
         """The epoch, from 0, in which a step begins."""
         return step * self.batch_size // self.rows_per_epoch
 
-    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        """Returns this process's rows of batch `step`: dict of arrays [B / process_count, T].
+    def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+        """Returns rows of batch `step`: dict of arrays [R, T].
 
         `tokens`, `targets`, `segment_ids` (0 is padding), `positions`: int32; `loss_mask`: float32.
-        The processes' rows, one after another, are the batch of a single process.
 
-        Raises:
-          DataError: the processes cannot share the batch equally.
+        Args:
+          rows: int [R], from 0 to B - 1, as a process needs them; None: all B.
         """
-        if step < 0 or not 0 <= process_index < process_count:
-            raise ValueError(f"no batch {step} for process {process_index} of {process_count}")
-        share, rest = divmod(self.batch_size, process_count)
-        if rest:
-            raise DataError(
-                f"training.batch_size={self.batch_size} cannot be shared by {process_count} processes; "
-                f"make it a multiple of {process_count}"
-            )
-        first = step * self.batch_size + process_index * share
-        source, row = self._order(np.arange(first, first + share))
-        batch = empty_batch(share, self.row_length, self._pad_id)
+        rows = np.arange(self.batch_size) if rows is None else np.asarray(rows)
+        if step < 0 or len(rows) == 0 or rows.min() < 0 or rows.max() >= self.batch_size:
+            raise ValueError(f"no batch {step} with rows {rows.tolist()} of {self.batch_size}")
+        source, row = self._order(step * self.batch_size + rows)
+        batch = empty_batch(len(rows), self.row_length, self._pad_id)
         for number, part in enumerate(self.parts):
             at = np.flatnonzero(source == number)
             if len(at):
@@ -144,18 +136,17 @@ class Batches:
         self,
         start_step: int = 0,
         stop_step: int | None = None,
-        *,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ) -> BatchIterator:
         """Batches start_step, start_step + 1, … prepared ahead by reading threads.
 
         Args:
+          rows: as for `batch`.
           stop_step: the first batch not to prepare; None: no end.
         """
         last = sys.maxsize if stop_step is None else stop_step
         steps = grain.MapDataset.range(start_step, max(start_step, last))
-        batches = steps.map(lambda step: self.batch(step, process_index, process_count))
+        batches = steps.map(lambda step: self.batch(step, rows))
         return BatchIterator(iter(batches.to_iter_dataset(self._read_options)))
 
 

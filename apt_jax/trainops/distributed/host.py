@@ -30,7 +30,8 @@ def prepare_host() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
     libc.mallopt(_M_ARENA_MAX, 1)
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
     reserve = libc.malloc(_RESERVE)
     libc.malloc(1)  # never freed: between the reserve and the end of the heap, into which it would dissolve
     libc.free(reserve)

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from apt_jax.core.errors import ConfigError
 from apt_jax.core.layout import MESH_AXES
+from apt_jax.trainops.distributed.torus import arrange_on_torus
 
 
 def make_mesh(
@@ -29,7 +29,8 @@ def make_mesh(
       slices: number of slices; None: as the devices report.
 
     Raises:
-      ConfigError: slices of unequal size, or an inner axis (expert, context, tensor) would cross them.
+      ConfigError: slices of unequal size, or an inner axis (expert, context, tensor) would cross them; or TPU chips
+        that make no box.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = tuple(sizes[a] for a in MESH_AXES)
@@ -91,7 +92,7 @@ def _check_inner(sizes: Mapping[str, int], groups: int) -> None:
 def _arrange(devices: Sequence[Any], shape: Sequence[int]) -> np.ndarray:
     """Devices of one slice; on TPU along the torus, else by process, so that inner axes stay inside one."""
     if devices[0].platform == "tpu":
-        return mesh_utils.create_device_mesh(tuple(shape), devices=devices)
+        return arrange_on_torus(devices, shape)
     grid = np.empty(len(devices), dtype=object)
     grid[:] = list(devices)
     return grid.reshape(tuple(shape))

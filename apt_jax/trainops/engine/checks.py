@@ -35,10 +35,6 @@ def check_config(config: Config, plugins: Plugins, *, own_model: bool = False) -
             f"schedules: nothing in this run reads {names}; remove the section, or give values through a "
             "plugin's apt_schedule_values"
         )
-    if config.vgpu.enabled and not plugins.registry("quant_formats"):
-        raise ConfigError(
-            "vgpu.enabled: no active plugin provides Virtual Blackwell; install one or set vgpu.enabled=false"
-        )
 
 
 def _names(config: Config) -> Iterator[tuple[str, str, str]]:

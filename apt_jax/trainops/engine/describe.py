@@ -42,7 +42,10 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
             f"{model.architecture}: {model.num_layers} layers, width {model.hidden_size}, "
             f"{model.num_attention_heads} heads, vocabulary {vocabulary:,}"
         ),
-        kernels={"attention": f"{kernel} ({reason})"},
+        kernels={
+            "attention": f"{kernel} ({reason})",
+            **({"matmuls": "; ".join(setup.matmuls)} if setup.matmuls else {}),
+        },
         batch=batch_arithmetic(
             training.batch_size, training.gradient_accumulation_steps, shards, data.train.row_length
         ),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from apt_jax.core import noise
 from apt_jax.core.config.schema import TrainingConfig
 from apt_jax.trainops.distributed.pipeline.replay import validate
 from apt_jax.trainops.distributed.pipeline.run import Pipeline
@@ -97,7 +98,8 @@ class _Accumulated:
             return self._gradients(params, batch, inputs)
 
         def local(params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
-            return jax.lax.psum(self._gradients(params, batch, inputs), self.once)
+            with noise.folded(jax.lax.axis_index(self.once)):  # every device has rows of its own
+                return jax.lax.psum(self._gradients(params, batch, inputs), self.once)
 
         whole, rows = PartitionSpec(), PartitionSpec(self.once)
         run = jax.shard_map(
@@ -113,7 +115,8 @@ class _Accumulated:
     def _gradients(self, params: Any, batch: Batch, inputs: StepInputs) -> tuple[Any, Sums]:
         def scaled(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             key = None if inputs.dropout_key is None else jax.random.fold_in(inputs.dropout_key, index)
-            total, sums = self.objective(nnx.merge(self.graphdef, params), micro, inputs.controls, key)
+            with noise.folded(index):
+                total, sums = self.objective(nnx.merge(self.graphdef, params), micro, inputs.controls, key)
             return total * inputs.scale, sums
 
         gradient = jax.grad(scaled, has_aux=True)

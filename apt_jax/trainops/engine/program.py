@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from apt_jax.core import noise
 from apt_jax.core.compiler import compiler_options
 from apt_jax.core.config.schema import TrainingConfig
 from apt_jax.core.errors import ConfigError
@@ -29,6 +30,7 @@ from apt_jax.trainops.engine.state import LossScale, TrainState
 
 Metrics = dict[str, jax.Array]
 MakeOptimizer = Callable[[ParamGroups], optax.GradientTransformation]
+_NOISE = 0x6E6F6973  # "nois": a stream of random numbers beside that of the seed itself
 
 
 class Program:
@@ -168,7 +170,7 @@ class Program:
 
     def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         self._count("train_step")
-        with use_rules(self.strategy.rules):
+        with use_rules(self.strategy.rules), noise.use_key(lambda: self._noise_key(state.step)):
             controls = {name: jnp.asarray(f(state.step), jnp.float32) for name, f in self._controls.items()}
             key = jax.random.fold_in(jax.random.key(self._config.seed), state.step) if self._dropout else None
             # Dividing by the tokens of the *whole* batch makes microbatches add up to the plain mean,
@@ -198,6 +200,11 @@ class Program:
                 loss_scale = next_loss_scale(loss_scale, finite)
                 metrics["loss_scale"] = state.loss_scale.scale
         return TrainState(state.step + 1, params, opt_state, loss_scale), metrics
+
+    def _noise_key(self, step: jax.Array) -> jax.Array:
+        # Apart from dropout's, which is the seed's own.
+        seed = jax.random.fold_in(jax.random.key(self._config.seed), _NOISE)
+        return jax.random.fold_in(seed, step)
 
     def _eval_step(self, params: Any, batch: Batch) -> Metrics:
         self._count("eval_step")

@@ -40,7 +40,7 @@ def draw_samples(model: Any, data: DataBundle, config: TrainingConfig) -> list[d
     if config.sample_tokens == 0:
         return []
     tokenizer = data.tokenizer
-    prompts = [tokenizer.encode_prompt(text) for text in config.sample_prompts] or _from_data(data)
+    prompts = [tokenizer.encode_prompt(text) for text in config.sample_prompts] or opening_prompts(data)
     if not prompts:
         return []
     stops = GenerationConfig(max_new_tokens=config.sample_tokens, stop_tokens=(tokenizer.eos_id,))
@@ -54,11 +54,11 @@ def draw_samples(model: Any, data: DataBundle, config: TrainingConfig) -> list[d
     ]
 
 
-def _from_data(data: DataBundle) -> list[Sequence[int]]:
-    """The questions, or openings, of some held-out documents (of training ones if none are held out)."""
+def opening_prompts(data: DataBundle, count: int = _PROMPTS) -> list[Sequence[int]]:
+    """The questions, or openings, of some held-out documents (of training ones if none are held out), as token ids."""
     store = (data.eval or data.train).parts[0].store
     prompts = []
-    for i in range(0, len(store), -(-len(store) // _PROMPTS)):  # spread, as neighbours are often of a kind
+    for i in range(0, len(store), -(-len(store) // count)):  # spread, as neighbours are often of a kind
         start, stop = int(store.offsets[i]), int(store.offsets[i + 1])
         length = int(store.prompts[i]) or min(_OPENING, stop - start - 1)
         prompts.append(store.tokens[start : start + length].tolist())

@@ -16,6 +16,7 @@ from apt_jax.core.config import Config
 from apt_jax.core.config.parallel_rules import parallel
 from apt_jax.core.errors import ConfigError, PluginError
 from apt_jax.core.layout import Layout, resolve_layout
+from apt_jax.core.logical import use_rules
 from apt_jax.core.schedules import Schedule
 from apt_jax.model.build import build_model
 from apt_jax.model.optim.groups import ParamGroups
@@ -38,12 +39,14 @@ class Setup:
       init_params: makes the initial parameters, sharded.
       dtype: compute dtype.
       kernel: attention kernel and why it was chosen.
+      matmuls: how quantized matrix products are made here, and which layers have none; empty without any.
     """
 
     program: Program
     init_params: Callable[[], Any]
     dtype: jnp.dtype
     kernel: tuple[str, str]
+    matmuls: tuple[str, ...] = ()
 
 
 def resolve_dtype(config: Config, plugins: Plugins, platform: str) -> jnp.dtype:
@@ -122,7 +125,10 @@ def build_setup(
         return jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model())), out_shardings=natural)()
 
     kernel = getattr(abstract, "kernel_name", "own"), getattr(abstract, "kernel_reason", "the model's choice")
-    return Setup(program, init_params, dtype, kernel)
+    quantization = getattr(abstract, "quantization", None)
+    with use_rules(program.strategy.rules):
+        matmuls = () if quantization is None else tuple(quantization.text().splitlines())
+    return Setup(program, init_params, dtype, kernel, matmuls)
 
 
 def _check_sizes(config: Config, layout: Layout) -> None:

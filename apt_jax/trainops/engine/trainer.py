@@ -13,8 +13,9 @@ import jax
 import ml_collections
 from flax import nnx
 
-from apt_jax.core.config import Config, default_config, to_config_dict, validate
+from apt_jax.core.config import Config, default_config, diff, to_config_dict, validate
 from apt_jax.core.config.schema import DistributedConfig, ModelConfig, TrainingConfig
+from apt_jax.core.configured import configured
 from apt_jax.core.errors import USAGE_EXIT_CODE, AptError, ConfigError, unknown_name
 from apt_jax.core.registry import Plugins, compare_records, load_plugins
 from apt_jax.trainops.checkpoints.manager import CheckpointManager
@@ -83,6 +84,7 @@ class Trainer:
         self.workdir = None if workdir is None else Path(workdir)
         self._plugins = plugins
         self._datasets = train_dataset, eval_dataset
+        self._changes: list[str] = []
 
     @classmethod
     def from_config(
@@ -121,6 +123,8 @@ class Trainer:
           PeerError: another process of the job was lost or failed.
         """
         peers = current_peers()
+        given, self.config = self.config, configured(self.config, self.plugins)
+        self._changes = diff(given, self.config)
         try:
             settings = {"workdir": str(self.workdir and self.workdir.absolute()), "stop_at_step": stop_at_step}
             peers.agree(
@@ -224,6 +228,8 @@ class Trainer:
         training = config.training
         last = training.max_steps
         log.begin(describe_run(config, setup, data, self.plugins, log.run))
+        for change in self._changes:
+            log.note(f"changed by a plugin: {change}")
         stop = min(last, last if stop_at_step is None else stop_at_step)
         if start >= stop or early.exhausted:
             log.note(f"nothing to do: {start} of {last} steps are done{', early stopping' * early.exhausted}")
@@ -251,7 +257,7 @@ class Trainer:
             eval_interval=training.eval_interval,
         )
         feed, peers = program.feed, current_peers()
-        batches = data.train.iterate(start, stop, process_index=feed.index, process_count=feed.count)
+        batches = data.train.iterate(start, stop, feed.rows)
         peers.enter_loop(start)
         with batches, StopSignal(peers) as signal, jax.transfer_guard("disallow"):
             result = run_loop(

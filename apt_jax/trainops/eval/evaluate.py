@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import numpy as np
 
 if TYPE_CHECKING:
     from apt_jax.trainops.engine.program import Program
@@ -17,7 +18,7 @@ class EvalBatches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Mapping[str, Any]: ...
+    def batch(self, step: int, rows: np.ndarray | None = None) -> Mapping[str, Any]: ...
 
 
 def evaluate(program: Program, params: Any, batches: EvalBatches, max_batches: int) -> dict[str, float]:
@@ -30,7 +31,7 @@ def evaluate(program: Program, params: Any, batches: EvalBatches, max_batches: i
     totals: dict[str, float] = {}
     feed = program.feed
     for i in range(min(max_batches, len(batches))):
-        sums = program.eval_step(params, program.put_batch(batches.batch(i, feed.index, feed.count)))
+        sums = program.eval_step(params, program.put_batch(batches.batch(i, feed.rows)))
         for name, value in jax.device_get(sums).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     weight = totals.pop("weight", 0.0)

@@ -15,6 +15,7 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from apt_jax.core.config import Config
+from apt_jax.core.configured import configured
 from apt_jax.core.errors import AptError, ConfigError
 from apt_jax.model.layers.attention import heads_of
 from apt_jax.model.layers.kernels import select_kernel
@@ -74,7 +75,7 @@ class Compiled:
     """A compiled step and what it came from.
 
     Attributes:
-      config: as given.
+      config: as given, and as plugins changed it.
       target, setup: what it is for, and what it is made of.
       vocab_size, length: rows of the embedding and tokens per row.
       allocated: memory of one device.
@@ -115,6 +116,7 @@ def compile_step(config: Config, plugins: Plugins, target: Target) -> Compiled:
       PlanError: the compiler refuses for another reason.
       ConfigError, ModelError, PluginError: as in training: whatever does not fit together, by name.
     """
+    config = configured(config, plugins)
     _check_count(config, target)
     vocab_size, length = vocabulary(config)[0], config.data.sequence_length or config.model.max_position_embeddings
     with captured_stderr() as printed, tempfile.TemporaryDirectory(prefix="apt_jax_plan_") as folder:
@@ -133,7 +135,7 @@ def compile_step(config: Config, plugins: Plugins, target: Target) -> Compiled:
         setup=setup,
         vocab_size=vocab_size,
         length=length,
-        allocated=_allocated(executable.memory_analysis(), state),
+        allocated=allocated(executable.memory_analysis(), state, target.device.vendor),
         text=executable.as_text(),
         peak=peak,
         warnings=compiler_warnings(printed.text),
@@ -186,17 +188,36 @@ def _refusal(text: str, target: Target) -> PlanError:
     return PlanError(f"--target={target}: the compiler of {target.device.label} refuses the step: {line[:240]}")
 
 
-def _allocated(analysis: Any, state: Any) -> Allocated:
-    """The compiler's figures; those of GPU targets count arguments in pinned host memory as the device's."""
+def allocated(analysis: Any, state: Any, vendor: str) -> Allocated:
+    """The compiler's figures, corrected.
+
+    Those of GPU targets count arguments in pinned host memory as the device's. A TPU has two, both too large: the sum
+    of its temporaries, by which programs that its compiler accepts would not fit, and the peak, which counts host
+    and on-chip memory as well. The smaller is taken.
+
+    Args:
+      analysis: an executable's `memory_analysis()`.
+      state: arrays or shapes with their shardings, which the program takes.
+      vendor: of the device.
+    """
     host = analysis.host_argument_size_in_bytes
     miscounted = 0
     if not host:
         host = miscounted = host_bytes(state)
+    arguments, outputs, aliased = (
+        size - miscounted
+        for size in (
+            analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.alias_size_in_bytes,
+        )
+    )  # fmt: skip
+    temporaries = analysis.temp_size_in_bytes
+    if vendor == "tpu":
+        temporaries = max(0, min(temporaries, analysis.peak_memory_in_bytes - (arguments + outputs - aliased)))
     return Allocated(
-        arguments=analysis.argument_size_in_bytes - miscounted,
-        outputs=analysis.output_size_in_bytes - miscounted,
-        aliased=analysis.alias_size_in_bytes - miscounted,
-        temporaries=analysis.temp_size_in_bytes,
+        arguments=arguments,
+        outputs=outputs,
+        aliased=aliased,
+        temporaries=temporaries,
         code=analysis.generated_code_size_in_bytes,
         host=host,
     )

@@ -70,6 +70,7 @@ def read_plan(done: Compiled) -> Plan:
         remat=config.model.remat_policy,
         precision=short_dtype(done.setup.dtype.name),
         kernel=done.kernel,
+        matmuls=done.setup.matmuls,
         strategy=program.layout.strategy,
         zero_stage=program.layout.zero_stage if mesh["fsdp"] > 1 else 0,
         mesh=mesh,
@@ -97,6 +98,11 @@ def _traffic(done: Compiled, network: Network, warnings: list[str]) -> list[Traf
     """Collectives by kind and axes; a program that cannot be read has a warning instead."""
     if done.setup.program.mesh.size == 1:
         return []
+    if done.target.slices > 1:
+        warnings.append(
+            "collectives across slices are not counted, nor is the data-centre network's time: a TPU's program hands "
+            "them to the host"
+        )
     try:
         collectives = read_collectives(done.text, done.setup.program.mesh.shape, unknown_trips=1)
     except ProgramError as error:

@@ -65,6 +65,7 @@ class Plan:
       flops, traffic, bounds: work, communication and the least time of a step.
       warnings: worth reading before paying.
       seconds: what planning took, by stage.
+      matmuls: how quantized matrix products are made, a line each.
       remedies: changes that were tried because it does not fit.
       schedule: of the pipeline; empty without stages.
       chunks: groups of layers per stage.
@@ -100,6 +101,7 @@ class Plan:
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
     remedies: tuple[Remedy, ...] = field(default=())
+    matmuls: tuple[str, ...] = ()
     schedule: str = ""
     chunks: int = 1
     alike: bool = False

@@ -57,6 +57,7 @@ def _head(plan: Plan) -> list[str]:
         f"{plan.num_params:,} parameters, vocabulary {plan.vocab_size:,}{origin}; optimizer {plan.optimizer}, "
         f"{plan.precision} compute, remat {plan.remat}",
         f"attention {plan.kernel[0]}: {plan.kernel[1]}",
+        *(line for text in plan.matmuls for line in textwrap.wrap(f"matmuls {text}", WIDTH, subsequent_indent="  ")),
         f"{plan.batch_size:,} sequences of {plan.length:,} tokens per step, {plan.accumulation} × {rows:,}",
     ]
 

@@ -82,6 +82,8 @@ class _Counter:
                 self.unknown = True
             case "custom-call" if (found := _GEMM.search(it.attributes)) is not None:
                 return self._dot(computation, it, found[1].replace('"', ""))
+            case "custom-call" if "__cudnn$blockScaledDot" in it.attributes:
+                return self._dot(computation, it, "2")  # [1, m, k], [1, n, k] and their scales
             case "while":
                 trips = trip_count(self._program, computation, it) or 1
                 if self._ticks is None or trips != self._ticks:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("codes", "scales", "tensor_scale"),
+    data_fields=("codes", "scales", "tensor_scale", "zeros"),
     meta_fields=("format", "axis", "dtype"),
 )
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class QTensor:
       format: how the codes are read.
       axis: the quantised axis, negative.
       dtype: of the array that was quantised.
+      zeros: the code, not necessarily whole, that stands for 0, like `scales`; None: 0 does.
     """
 
     codes: jax.Array
@@ -45,6 +46,7 @@ class QTensor:
     format: Format
     axis: int
     dtype: Any
+    zeros: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,7 +83,9 @@ class QTensor:
         return replace(swapped, axis=-3 - self.axis)
 
     def __getitem__(self, index: Any) -> QTensor:
-        """One or several of the leading axis, as `weights[layer]`."""
+        """One or several of the leading axis, as `weights[layer]`; all with `...`."""
+        if index is ...:
+            return self
         if isinstance(index, tuple):
             raise FormatError("a quantised array is indexed along its leading axis only; dequantize it first")
         if -self.axis == self.ndim:
@@ -91,6 +95,10 @@ class QTensor:
     def dequantize(self, dtype: Any = None) -> jax.Array:
         """The values it stands for; dtype None: that of the array that was quantised."""
         return self.format.dequantize(self, dtype)
+
+    def astype(self, dtype: Any) -> jax.Array:
+        """As `jax.Array.astype`, so that a layer which casts its weight when it is used takes a stored one as it is."""
+        return self.dequantize(dtype)
 
     def unpack(self) -> jax.Array:
         """Native codes of the array's shape, as matrix units take them; see `Format.unpack`."""

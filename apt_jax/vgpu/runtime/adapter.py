@@ -75,7 +75,7 @@ class VirtualBlackwellAdapter:
         from apt_jax.vgpu.quant.dot import install
 
         done = install(model, rules, load_plugins(enabled=(), disabled=("*",), plugins_dir=None))
-        return str(done).splitlines()
+        return done.text().splitlines()
 
 
 def _recompute(model: Any, policy: str) -> list[str]:

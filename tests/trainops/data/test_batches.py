@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apt_jax.core.errors import DataError
 from apt_jax.trainops.data.batches import Batches, Part, endless, once
 from apt_jax.trainops.data.packing import pack
 from tests.trainops.data.samples import make_store
@@ -65,24 +64,19 @@ def test_batches_are_pure(rows, batch_size, steps):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 50), st.integers(0, 100), st.sampled_from([1, 2, 3, 4, 6, 12]))
-def test_the_slices_of_processes_make_the_global_batch(rows, step, processes):
+def test_the_rows_of_processes_make_the_global_batch(rows, step, processes):
     batches = training(rows, 7, batch_size=12, weights=[3.0, 1.0])
     whole = batches.batch(step)
-    slices = [batches.batch(step, i, processes) for i in range(processes)]
-    assert equal({k: np.concatenate([s[k] for s in slices]) for k in whole}, whole)
+    for every in (np.array_split(np.arange(12), processes), [np.arange(i, 12, processes) for i in range(processes)]):
+        parts = [batches.batch(step, mine) for mine in every]
+        for mine, part in zip(every, parts, strict=True):
+            assert equal(part, {k: whole[k][mine] for k in whole})
 
 
-def test_processes_that_cannot_share_equally_are_refused():
-    with pytest.raises(
-        DataError, match=r"batch_size=4 cannot be shared by 3 processes; make it a multiple of 3"
-    ):
-        training(10).batch(0, 0, 3)
-
-
-@pytest.mark.parametrize(("step", "index", "count"), [(-1, 0, 1), (0, 2, 2), (0, -1, 1)])
-def test_senseless_numbers_are_refused(step, index, count):
+@pytest.mark.parametrize(("step", "rows"), [(-1, [0]), (0, [4]), (0, [-1, 0]), (0, [])])
+def test_senseless_numbers_are_refused(step, rows):
     with pytest.raises(ValueError, match="no batch"):
-        training(10).batch(step, index, count)
+        training(10).batch(step, np.array(rows, np.int64))
 
 
 @settings(max_examples=20, deadline=None)
@@ -130,11 +124,11 @@ def test_continuing_at_any_step_equals_never_having_stopped(workers, prefetch, s
         assert equal(batch, batches.batch(step))
 
 
-def test_an_iterator_of_a_process_gives_its_slices():
-    batches = training(13, prefetch=2)
-    with batches.iterate(3, process_index=1, process_count=2) as iterator:
+def test_an_iterator_of_a_process_gives_its_rows():
+    batches, rows = training(13, prefetch=2), np.array([1, 3])
+    with batches.iterate(3, rows=rows) as iterator:
         for step in range(3, 6):
-            assert equal(next(iterator), batches.batch(step, 1, 2))
+            assert equal(next(iterator), batches.batch(step, rows))
 
 
 def test_iterators_end_their_threads():
@@ -151,8 +145,8 @@ def test_iterators_end_their_threads():
 
 def test_an_error_in_a_reading_thread_reaches_the_reader():
     with (
-        training(10, prefetch=2).iterate(0, process_count=3) as iterator,
-        pytest.raises(DataError, match="shared"),
+        training(10, prefetch=2).iterate(0, rows=np.array([99])) as iterator,
+        pytest.raises(ValueError, match="no batch 0 with rows"),
     ):
         next(iterator)
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from apt_jax.core.errors import ConfigError
 from apt_jax.core.layout import MESH_AXES
 from apt_jax.trainops.distributed import feed as feed_module
 from apt_jax.trainops.distributed.context.order import inverse_order, zigzag_order
@@ -45,13 +44,12 @@ def batch():
 
 
 def rows_of_processes(monkeypatch, sharding, count):
-    """(index, count) of every process's feed."""
-    shares = []
+    """The rows of every process's feed."""
+    found = []
     for process in range(count):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        feed = Feed(sharding, B)
-        shares.append((feed.index, feed.count))
-    return shares
+        found.append(Feed(sharding, B).rows.tolist())
+    return found
 
 
 # One process.
@@ -64,7 +62,7 @@ def rows_of_processes(monkeypatch, sharding, count):
 )
 def test_global_arrays_equal_the_input(sizes):
     feed = Feed(sharding_of(**sizes), B)
-    assert (feed.index, feed.count) == (0, 1)
+    assert feed.rows.tolist() == list(range(B))
     given = batch()
     for name, array in feed.put(given).items():
         np.testing.assert_array_equal(array, given[name])
@@ -89,48 +87,39 @@ def test_tokens_are_put_in_the_meshs_order():
 @pytest.mark.parametrize(
     ("processes", "sizes", "expected"),
     [
-        ((0, 0, 1, 1), {"data": 4}, [(0, 2), (1, 2)]),
-        ((0, 0, 1, 1), {"fsdp": 4}, [(0, 2), (1, 2)]),
-        ((0, 0, 1, 1), {"expert": 4}, [(0, 2), (1, 2)]),
-        ((0, 0, 1, 1), {"data": 2, "tensor": 2}, [(0, 2), (1, 2)]),
-        ((0, 1, 2, 3), {"data": 2, "fsdp": 2}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ((1, 1, 0, 0), {"data": 4}, [(1, 2), (0, 2)]),
+        ((0, 0, 1, 1), {"data": 4}, [(0, 1), (2, 3)]),
+        ((0, 0, 1, 1), {"fsdp": 4}, [(0, 1), (2, 3)]),
+        ((0, 0, 1, 1), {"expert": 4}, [(0, 1), (2, 3)]),
+        ((0, 0, 1, 1), {"data": 2, "tensor": 2}, [(0, 1), (2, 3)]),
+        ((0, 1, 2, 3), {"data": 2, "fsdp": 2}, [(0,), (1,), (2,), (3,)]),
+        ((1, 1, 0, 0), {"data": 4}, [(2, 3), (0, 1)]),
         # Devices that differ along pipe, context or tensor only need the same rows.
-        ((0, 0, 1, 1), {"tensor": 4}, [(0, 1), (0, 1)]),
-        ((0, 0, 1, 1), {"pipe": 2, "data": 2}, [(0, 1), (0, 1)]),
-        ((0, 0, 1, 1), {"context": 4}, [(0, 1), (0, 1)]),
-        ((0, 1, 2, 3), {"fsdp": 2, "tensor": 2}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        ((0, 1, 2, 3), {"pipe": 2, "fsdp": 2}, [(0, 2), (1, 2), (0, 2), (1, 2)]),
-        ((0, 1, 2, 3), {"data": 2, "context": 2}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((0, 0, 1, 1), {"tensor": 4}, [(0, 1, 2, 3)] * 2),
+        ((0, 0, 1, 1), {"pipe": 2, "data": 2}, [(0, 1, 2, 3)] * 2),
+        ((0, 0, 1, 1), {"context": 4}, [(0, 1, 2, 3)] * 2),
+        ((0, 1, 2, 3), {"fsdp": 2, "tensor": 2}, [(0, 1), (0, 1), (2, 3), (2, 3)]),
+        ((0, 1, 2, 3), {"pipe": 2, "fsdp": 2}, [(0, 1), (2, 3), (0, 1), (2, 3)]),
+        ((0, 1, 2, 3), {"data": 2, "context": 2}, [(0, 1), (0, 1), (2, 3), (2, 3)]),
+        # A mesh along a torus, and shares that differ.
+        ((0, 1, 0, 1), {"data": 4}, [(0, 2), (1, 3)]),
+        ((0, 0, 0, 1), {"data": 4}, [(0, 1, 2), (3,)]),
+        ((0, 1, 1, 2), {"data": 4}, [(0,), (1, 2), (3,)]),
         # A process without devices in the mesh reads everything and puts nothing anywhere.
-        ((0, 0), {"data": 2}, [(0, 1), (0, 1)]),
+        ((0, 0), {"data": 2}, [(0, 1, 2, 3)] * 2),
     ],
 )
 def test_processes_read_the_rows_of_their_devices(processes, sizes, expected, monkeypatch):
+    """Expected: in quarters of the batch."""
     sharding = sharding_of(devices_of(*processes), **sizes)
-    assert rows_of_processes(monkeypatch, sharding, len(expected)) == expected
+    quarters = np.arange(B).reshape(4, -1)
+    rows = [quarters[list(each)].reshape(-1).tolist() for each in expected]
+    assert rows_of_processes(monkeypatch, sharding, len(expected)) == rows
 
 
 @pytest.mark.parametrize(
-    ("processes", "process", "pieces"),
-    [
-        ((0, 1, 0, 1), 0, "[(0, 4), (8, 12)]"),  # two pieces with a gap
-        ((0, 0, 0, 1), 0, "[(0, 4), (4, 8), (8, 12)]"),  # not a divisor of the batch
-        ((0, 1, 1, 2), 1, "[(4, 8), (8, 12)]"),  # half a batch, but neither its first nor its second half
-    ],
+    ("processes", "sizes"), [((0, 0, 1, 1), {"data": 2, "context": 2}), ((0, 1, 1, 0), {"fsdp": 4})]
 )
-def test_rows_that_are_no_equal_share(processes, process, pieces, monkeypatch):
-    monkeypatch.setattr(jax, "process_index", lambda: process)
-    with pytest.raises(ConfigError) as caught:
-        Feed(sharding_of(devices_of(*processes), data=4), B)
-    assert str(caught.value) == (
-        f"training.distributed: process {process} would need rows {pieces} of each batch, which are not one equal "
-        "share; make data_parallel × fsdp_parallel × expert_parallel a multiple of the number of processes, or a "
-        "divisor of it"
-    )
-
-
-def test_each_process_gives_its_devices_their_rows(monkeypatch):
+def test_each_process_gives_its_devices_their_rows(processes, sizes, monkeypatch):
     """The callback that several processes use, run for each of two with all devices at hand."""
     whole, put = batch(), {}
 
@@ -138,14 +127,13 @@ def test_each_process_gives_its_devices_their_rows(monkeypatch):
         assert shape == (B, T)
         return {d: shard(i) for d, i in sharding.devices_indices_map(shape).items() if d.process_index == process}
 
-    sharding = sharding_of(devices_of(0, 0, 1, 1), data=2, context=2)
+    sharding = sharding_of(devices_of(*processes), **sizes)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(feed_module.jax, "make_array_from_callback", from_callback)
     for process in range(2):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         feed = Feed(sharding, B)
-        share = B // feed.count
-        rows = {name: array[feed.index * share :][:share] for name, array in whole.items()}
+        rows = {name: array[feed.rows] for name, array in whole.items()}
         put |= feed.put(rows)["tokens"]
     for device, index in sharding.devices_indices_map((B, T)).items():
         np.testing.assert_array_equal(put[device], whole["tokens"][index])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -14,6 +15,7 @@ from apt_jax.core.registry import load_plugins
 from apt_jax.trainops.distributed.report import report_shardings
 from apt_jax.trainops.plan import compile_step, make_plan, render
 from apt_jax.trainops.plan.changes import Shortage, candidates, try_changes
+from apt_jax.trainops.plan.compiled import allocated
 from apt_jax.trainops.plan.make import read_plan
 from apt_jax.trainops.plan.memory import CAUSES
 from apt_jax.vgpu.scheduler import parse_target
@@ -55,6 +57,20 @@ def compiled():
         return known[name]
 
     return one
+
+
+@pytest.mark.parametrize(
+    ("vendor", "peak", "host", "expected"),
+    [("nvidia", 300, 0, 250), ("tpu", 300, 0, 200), ("tpu", 340, 40, 240), ("tpu", 900, 500, 250), ("tpu", 90, 0, 0)],
+)
+def test_temporaries_of_a_tpu_are_its_peak(vendor, peak, host, expected):
+    analysis = SimpleNamespace(
+        argument_size_in_bytes=100, output_size_in_bytes=90, alias_size_in_bytes=90, temp_size_in_bytes=250,
+        generated_code_size_in_bytes=7, host_argument_size_in_bytes=host, peak_memory_in_bytes=peak,
+    )  # fmt: skip
+    found = allocated(analysis, (), vendor)
+    assert (found.arguments, found.temporaries, found.host) == (100, expected, host)
+    assert found.total == 100 + expected + 7
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -39,6 +39,7 @@ BUILT_IN = {
     "nvfp4_four_over_six": (4.5, 0.0866),
     "nvfp4_one_level": (4.5, None),
     "nvfp4_tiles": (4.03125, 0.1113),
+    "uint4": (4.5, 0.0896),
 }
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from jax.experimental import topologies
 
 from apt_jax import hookimpl
 from apt_jax.core.errors import PluginError
@@ -85,6 +89,7 @@ def test_targets(text, count, topology, slices, wiring):
         ("v5p:4x4", "a slice of v5p has 3 dimensions, as v5p:16x20x28"),
         ("v5e:32x32", "at most 256 chips; give a count instead of a shape for several slices, as v5e:512"),
         ("v5p:7", "7 chips make no slice of v5p; one slice has 4, 8, 16"),
+        ("v5p:1", "1 chip makes no slice of v5p; one slice has 4, 8, 16"),
     ],
 )
 def test_targets_that_are_none(text, message):
@@ -151,6 +156,34 @@ def test_simulated_devices():
         topology_devices(parse_target("cpu:4096", PLUGINS))
     with pytest.raises(TargetError, match="jax was started with 8 CPU devices in this process"):
         topology_devices(parse_target("cpu:9", PLUGINS))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "host", "slices"),
+    [
+        ("v5e:1", "v5e:1x1", [1, 1, 1], 1),
+        ("v5e:1x2", "v5e:1x2", [1, 2, 1], 1),
+        ("v6e:8", "v6e:2x4", [2, 2, 1], 1),
+        ("v5p:4", "v5p:2x2x1", [2, 2, 1], 1),
+        ("v5p:98560", "v5p:16x20x28", [2, 2, 1], 11),
+    ],
+)
+def test_what_a_tpu_compiler_is_told(text, name, host, slices, monkeypatch):
+    told = {}
+
+    def describe(**arguments):
+        told.update(arguments)
+        return SimpleNamespace(devices=["a chip"])
+
+    monkeypatch.setattr(os, "environ", {"TPU_WORKER_ID": "3"})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module == "libtpu")
+    monkeypatch.setattr(topologies, "get_topology_desc", describe)
+    assert topology_devices(parse_target(text, PLUGINS)) == ["a chip"]
+    assert (told["platform"], told["topology_name"], told["chips_per_host_bounds"]) == ("tpu", name, host)
+    assert told.get("num_slices", 1) == slices
+    # No metadata server is asked, no run on this machine's own TPU is in the way; what the user set stays.
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
+    assert os.environ["TPU_WORKER_ID"] == "3"
 
 
 @pytest.mark.gpu_compile

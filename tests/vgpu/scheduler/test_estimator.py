@@ -48,14 +48,26 @@ def test_what_is_validated_was_not_fitted():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("split", ["fitting", "validation"])
+@pytest.mark.parametrize("split", ["fitting", "validation", "tpu"])
 def test_fixtures_belong_to_the_cases(split):
-    cases = {case.name: case for case in benchmark.SPLITS[split]()}
+    cases = {case.name: case for case in benchmark.cases(split)}
     for record in benchmark.load(split):
         case = cases[record["name"]]
-        assert (record["model"], record["training"], record["distributed"], record["devices"]) == (
-            case.model, case.training, case.distributed, case.devices,
+        assert (record["model"], record["training"], record["distributed"], record["devices"], record["target"]) == (
+            case.model, case.training, case.distributed, case.devices, case.target,
         )  # fmt: skip
+
+
+def test_tpus_are_a_group_of_their_own():
+    """The form is made for GPUs: on a TPU only its arguments are right, to the padding of tiles."""
+    assert all(record["target"] == "h100" for record in RECORDS)
+    records = benchmark.load("tpu")
+    assert records and all(record["target"][0] == "v" for record in records)
+    for record in records:
+        row = benchmark.compare(record)
+        compiled, ours = row["arguments"]
+        assert ours <= compiled <= 1.001 * ours
+        assert record["compiled"]["peak"] >= row["compiled"] > compiled
 
 
 @pytest.mark.gpu_compile

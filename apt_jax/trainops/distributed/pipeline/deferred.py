@@ -4,7 +4,8 @@ The gradient of a projection y = x · w is xᵀ · dy. Instead of multiplying wh
 backward pass hands out (x, dy) of every projection; the product is formed in a tick where the stage would
 wait. They leave as the "gradients" of two arguments that the forward pass ignores, the sinks.
 
-Gradients of whatever is no projection (norms, biases, gates) are small and are formed at once.
+Gradients of whatever is no projection (norms, biases, gates) are small and are formed at once, and so are those of
+projections that round stochastically.
 """
 
 from __future__ import annotations
@@ -132,9 +133,10 @@ _deferred.defvjp(_forward, _backward)
 
 
 def _projections(layers: nnx.Module) -> dict[Path, Dense]:
+    """All that can be deferred: not those that draw random numbers, whose key is that of their layer and tick."""
     found = {}
     for path, module in nnx.iter_modules(layers):
-        if isinstance(module, Dense):
+        if isinstance(module, Dense) and not getattr(module.dot_general, "stochastic", False):
             found[tuple(map(str, path))] = module
     return found
 

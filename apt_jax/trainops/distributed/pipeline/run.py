@@ -16,6 +16,7 @@ the loss, and slots that hold different kinds of work for different stages, as z
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
 
+from apt_jax.core import noise
 from apt_jax.core.logical import AxisRules, pin
 from apt_jax.trainops.distributed.pipeline.deferred import Path, defer, sink_shapes, weight_gradients
 from apt_jax.trainops.distributed.pipeline.stage import Flow, Pieces, StepInputs
@@ -130,7 +132,8 @@ class Pipeline:
     ) -> tuple[Tree, Tree]:
         stage = _Stage(self, table, params, micros, inputs)
         rows = {name: jnp.asarray(getattr(table, name)) for name in ("op", "micro", "chunk", "stash", "deferred")}
-        state, _ = jax.lax.scan(stage.tick, stage.start(), rows)
+        with noise.folded(jax.lax.axis_index(once)) if once else nullcontext():  # every device has rows of its own
+            state, _ = jax.lax.scan(stage.tick, stage.start(), rows)
         d_layers = state.d_layers if self.chunks > 1 else jax.tree.map(lambda g: g[0], state.d_layers)
         d_layers = jax.lax.psum(d_layers, once) if once else d_layers
         d_rest, sums = jax.lax.psum((state.d_rest, state.sums), (_AXIS, *once))
@@ -189,7 +192,8 @@ class _Stage:
                 busy = cell.mine if alone else jnp.any(row["op"][:, slot] == op)
                 way = Op.FORWARD if op is Op.FORWARD else Op.BACKWARD
                 work = partial(run[op], cell)
-                state, sent[way] = jax.lax.cond(busy, work, lambda s, out: (s, out), state, sent[way])
+                with noise.folded(cell.micro):
+                    state, sent[way] = jax.lax.cond(busy, work, lambda s, out: (s, out), state, sent[way])
         stages = self.table.stages
         on = [(i, (i + 1) % stages) for i in range(stages)]
         back = [(j, i) for i, j in on]

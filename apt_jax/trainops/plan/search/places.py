@@ -20,7 +20,6 @@ from apt_jax.vgpu.scheduler.shapes import parameters
 
 NOT_CUT = "parameters not divided by the mesh"
 ACROSS_SLICES = "inner axes across slices"
-NOT_A_TORUS = "axes that a TPU's torus cannot be shared out into"
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,6 @@ class Places:
             self._mesh(sizes)
         except ConfigError:
             return ACROSS_SLICES
-        except NotImplementedError:  # jax's word for it
-            return NOT_A_TORUS
         return None
 
     def _mesh(self, sizes: Mapping[str, int]) -> Mesh:

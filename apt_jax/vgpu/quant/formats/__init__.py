@@ -7,13 +7,25 @@ x_TK = fmt.fake(x_TK, axis=-1, key=key)                # quantise and decode, no
 """
 
 from apt_jax.vgpu.quant.errors import FormatError
-from apt_jax.vgpu.quant.formats.elements import E2M1, E4M3, E5M2, INT4, INT8, Element, Float, Integer, Table
+from apt_jax.vgpu.quant.formats.elements import (
+    E2M1,
+    E4M3,
+    E5M2,
+    INT4,
+    INT8,
+    UINT4,
+    Element,
+    Float,
+    Integer,
+    Table,
+)
 from apt_jax.vgpu.quant.formats.float8 import FP8E4M3, FP8E5M2
 from apt_jax.vgpu.quant.formats.format import Encoded, Format, find_format
 from apt_jax.vgpu.quant.formats.integer import Int4, Int8
 from apt_jax.vgpu.quant.formats.mx import MXFP4, MXFP8
 from apt_jax.vgpu.quant.formats.nf4 import NF4
 from apt_jax.vgpu.quant.formats.nvfp4 import NVFP4
+from apt_jax.vgpu.quant.formats.uint4 import UInt4
 
 __all__ = [
     "E2M1",
@@ -27,6 +39,7 @@ __all__ = [
     "MXFP8",
     "NF4",
     "NVFP4",
+    "UINT4",
     "Element",
     "Encoded",
     "Float",
@@ -36,5 +49,6 @@ __all__ = [
     "Int8",
     "Integer",
     "Table",
+    "UInt4",
     "find_format",
 ]

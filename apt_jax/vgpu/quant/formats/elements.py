@@ -54,18 +54,19 @@ class Float:
 
 @dataclass(frozen=True)
 class Integer:
-    """Two's complement, from -2^(bits-1) to 2^(bits-1) - 1; to the nearest, half to even."""
+    """Whole numbers, to the nearest, half to even: from -2^(bits-1) to 2^(bits-1) - 1, or from 0 to 2^bits - 1."""
 
     dtype: Any
     bits: int
+    signed: bool = True
 
     @property
     def min(self) -> float:
-        return -float(2 ** (self.bits - 1))
+        return -float(2 ** (self.bits - 1)) if self.signed else 0.0
 
     @property
     def max(self) -> float:
-        return -self.min - 1
+        return self.min + 2**self.bits - 1
 
     def round(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         return jnp.clip(round_to_integer(jnp.where(jnp.isnan(x), 0.0, x), key), self.min, self.max)
@@ -107,3 +108,4 @@ E4M3 = Float(jnp.float8_e4m3fn, bits=8, mantissa=3, min_exponent=-6, max=448.0, 
 E5M2 = Float(jnp.float8_e5m2, bits=8, mantissa=2, min_exponent=-14, max=57344.0, has_nan=True)
 INT4 = Integer(jnp.int4, bits=4)
 INT8 = Integer(jnp.int8, bits=8)
+UINT4 = Integer(jnp.uint4, bits=4, signed=False)

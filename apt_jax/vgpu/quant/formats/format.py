@@ -27,11 +27,13 @@ class Encoded(NamedTuple):
       values: float32, of the original's shape: values of the format's element.
       scales: in the dtype they are stored in, one for each block: [..., K/block, ...].
       tensor_scale: float32 [1, …, 1], multiplied to all; None where there is no second level.
+      zeros: of `scales`' shape and dtype: what is taken from a value before it is scaled; None: nothing.
     """
 
     values: jax.Array
     scales: jax.Array
     tensor_scale: jax.Array | None = None
+    zeros: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,14 @@ class Format(abc.ABC):
           FormatError: see `check`.
         """
         axis = self.check(x, axis)
-        encoded = self.encode(x.astype(jnp.float32), axis, key, amax)
+        return self.pack(self.encode(x.astype(jnp.float32), axis, key, amax), axis, x.dtype)
+
+    def pack(self, encoded: Encoded, axis: int, dtype: Any) -> QTensor:
+        """What `encode` returned, or values and scales chosen otherwise, in few bits; `axis` is negative."""
         codes = self.element.to_native(encoded.values)
         if self.element.bits == 4:
             codes = pack4(jax.lax.bitcast_convert_type(codes, jnp.uint4).astype(jnp.uint8), axis)
-        return QTensor(codes, encoded.scales, encoded.tensor_scale, self, axis, jnp.dtype(x.dtype))
+        return QTensor(codes, encoded.scales, encoded.tensor_scale, self, axis, jnp.dtype(dtype), encoded.zeros)
 
     def unpack(self, q: QTensor) -> jax.Array:
         """Native codes of the original's shape: float4_e2m1fn, float8_e4m3fn, int4, int8, or uint4 indices."""
@@ -120,7 +125,7 @@ class Format(abc.ABC):
     def dequantize(self, q: QTensor, dtype: Any = None) -> jax.Array:
         """The values `q` stands for, computed in float32; dtype None: that of the array that was quantised."""
         values = self.element.from_native(self.unpack(q))
-        return self.decode(Encoded(values, q.scales, q.tensor_scale), q.axis).astype(dtype or q.dtype)
+        return self.decode(Encoded(values, q.scales, q.tensor_scale, q.zeros), q.axis).astype(dtype or q.dtype)
 
     def fake(
         self, x: jax.Array, *, axis: int = -1, key: jax.Array | None = None, amax: jax.Array | None = None

@@ -124,8 +124,8 @@ def _tpu(text: str, device: Device, sizes: tuple[int, ...]) -> Target:
         if count == chips or (count % chips == 0 and chips > 1 and count > math.prod(known[-1])):
             return Target(device, count, shape, count // chips)
     raise TargetError(
-        f"--target={text}: {count:,} chips make no slice of {device.name}; one slice has "
-        f"{', '.join(str(math.prod(shape)) for shape in known)}, or give its shape"
+        f"--target={text}: {count:,} {'chip makes' if count == 1 else 'chips make'} no slice of {device.name}; "
+        f"one slice has {', '.join(str(math.prod(shape)) for shape in known)}, or give its shape"
     )
 
 

@@ -12,6 +12,15 @@ from apt_jax.vgpu.scheduler.devices.nvidia import target_config
 from apt_jax.vgpu.scheduler.devices.target import Target, TargetError
 
 _FORCED = "--xla_force_host_platform_device_count"
+# Else libtpu asks a metadata server that only Google's machines have, and waits for it; and refuses while another
+# process, be it a run or a plan, has it loaded.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_TPU_HOST = (2, 2, 1)  # chips of a host, along each dimension
 MOST_CPU = 2048  # devices that one process can simulate
 
 
@@ -40,12 +49,19 @@ def _nvidia(target: Target) -> Sequence[Any]:
 
 def _tpu(target: Target) -> Sequence[Any]:
     _need(target, "libtpu", "pip install 'jax[tpu]' (libtpu, Linux)")
-    # Else libtpu asks a metadata server that only Google's machines have, and waits for it.
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0")):
+    for name, value in _NO_TPU.items():
         os.environ.setdefault(name, value)
     slices = {"num_slices": target.slices} if target.slices > 1 else {}
     shape = "x".join(map(str, target.topology))
-    return _describe(target, platform="tpu", topology_name=f"{target.device.name}:{shape}", **slices)
+    sizes = (*target.topology, 1)[: len(_TPU_HOST)]
+    return _describe(
+        target,
+        platform="tpu",
+        topology_name=f"{target.device.name}:{shape}",
+        # A single chip has a host of its own; what libtpu takes by itself is always the whole.
+        chips_per_host_bounds=[min(most, size) for most, size in zip(_TPU_HOST, sizes, strict=True)],
+        **slices,
+    )
 
 
 def _cpu(target: Target) -> Sequence[Any]:

@@ -1,0 +1,119 @@
+"""Which weights are stored in which format, and the parameters with those put in place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from apt_jax.vgpu.quant.errors import FormatError
+from apt_jax.vgpu.quant.formats import Format, find_format
+from apt_jax.vgpu.quant.qtensor import QTensor
+from apt_jax.vgpu.quant.stored.methods import check_method, quantize_weight
+
+if TYPE_CHECKING:
+    from apt_jax.core.registry import Plugins
+
+KERNEL = "kernel"
+# Every projection inside of the layers; embedding, head and norms, which suffer most, stay as they are.
+PROJECTIONS = r"layers/.*"
+
+Rule = tuple[str, str | Format | None]
+
+
+def quantize_params(
+    params: Mapping[str, Any],
+    rules: Sequence[Rule],
+    plugins: Plugins,
+    *,
+    method: str = "rtn",
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Nested parameters with a QTensor wherever a rule names a format.
+
+    Args:
+      params: nested mappings of arrays, as `nnx.to_pure_dict(nnx.state(model))`. A weight is a leaf named `kernel`,
+        [..., K, N] with the contracted axis K; leading axes are layers.
+      rules: (pattern, format): the first whose pattern matches the whole path of the layer, as `layers/mlp/up`,
+        decides; None as format keeps the float weight. The format is a name or built with options.
+      method: see `METHODS`.
+      progress: called with the path of each weight before it is quantised.
+
+    Raises:
+      FormatError: unknown names, a broken pattern, or a weight that blocks do not fill; before any is quantised.
+    """
+    chosen = select(params, rules, plugins, method=method)
+
+    def quantize(path: Any, leaf: Any) -> Any:
+        layer = path_of(path)
+        if layer not in chosen:
+            return leaf
+        if progress is not None:
+            progress(layer)
+        return quantize_weight(leaf, chosen[layer], method)
+
+    return jax.tree_util.tree_map_with_path(quantize, params)
+
+
+def select(
+    params: Mapping[str, Any], rules: Sequence[Rule], plugins: Plugins, *, method: str = "rtn"
+) -> dict[str, Format]:
+    """Path of the layer -> its format, for those that get one; `params` may be abstract.
+
+    Raises:
+      FormatError: see `quantize_params`.
+    """
+    check_method(method)
+    compiled = [(_pattern(pattern), _format(format, plugins)) for pattern, format in rules]
+    chosen: dict[str, Format] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, QTensor)):
+        layer = path_of(path)
+        if layer is None or (format := _first(layer, compiled)) is None:
+            continue
+        if isinstance(leaf, QTensor):
+            raise FormatError(f"{layer}: is quantised already, as {leaf.format}; start from the float weights")
+        _check(layer, leaf, format, method)
+        chosen[layer] = format
+    if not chosen:
+        raise FormatError(
+            f"no weight is named by the rules {', '.join(repr(pattern) for pattern, _ in rules)}; "
+            f"layers are called as {_example(params)}"
+        )
+    return chosen
+
+
+def path_of(path: Any) -> str | None:
+    """`layers/mlp/up` for the jax path of a kernel; None for what is none."""
+    keys = [str(getattr(key, "key", key)) for key in path]
+    return "/".join(keys[:-1]) if keys[-1] == KERNEL else None
+
+
+def _check(layer: str, leaf: Any, format: Format, method: str) -> None:
+    weight = jax.ShapeDtypeStruct(leaf.shape[-2:], leaf.dtype)
+    try:
+        format.check(weight, -2)
+    except FormatError as error:
+        raise FormatError(f"{layer}: {error}; or leave the layer as it is: --keep='{layer}'") from None
+    jax.eval_shape(lambda w: check_method(method)(format, w, -2), weight)  # raises where the two do not go together
+
+
+def _first(layer: str, rules: Sequence[tuple[re.Pattern[str], Format | None]]) -> Format | None:
+    return next((format for pattern, format in rules if pattern.fullmatch(layer)), None)
+
+
+def _pattern(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise FormatError(f"'{pattern}' is no regular expression: {error}") from None
+
+
+def _format(format: str | Format | None, plugins: Plugins) -> Format | None:
+    return find_format(format, plugins) if isinstance(format, str) else format
+
+
+def _example(params: Mapping[str, Any]) -> str:
+    layers = (path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    return next((f"'{layer}'" for layer in layers if layer is not None), "nothing: there are no kernels")
