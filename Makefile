@@ -33,6 +33,7 @@ test-slow: $(VENV)/.test  ## the slow tests as well
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "slow or not slow" $(PYTEST)
 
 test-gpu-compile: $(VENVGPU)/.test  ## compile for NVIDIA GPUs, without one, and check memory and collectives
+	$(VENVGPU)/bin/python -c "import jax_cuda13_plugin"  # without it every test would be skipped
 	$(VENVGPU)/bin/python -m pytest -n $(WORKERS) -m gpu_compile $(PYTEST)
 
 lint: $(VENV)/.dev  ## style, types, and who may import whom
@@ -72,7 +73,7 @@ $(VENV)/.test: $(PINS)
 	@touch $(VENV)/.runtime $(VENV)/.dev $@
 
 $(VENVGPU)/.test: $(PINS)
-	scripts/install.sh $(VENVGPU) dev,gpu_compile
+	scripts/install.sh $(VENVGPU) dev,gpu-compile
 	@touch $@
 
 $(VENV312)/.dev312: $(PINS)

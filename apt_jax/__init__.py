@@ -5,10 +5,8 @@ Importing it is light: jax is imported when one of the public names that need it
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 from apt_jax.core.hookspecs import hookimpl
+from apt_jax.core.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
@@ -24,14 +22,4 @@ _PUBLIC = {
 
 __all__ = ["__version__", "hookimpl", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]  # names of __getattr__
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'apt_jax' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _PUBLIC)

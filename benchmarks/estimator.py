@@ -5,7 +5,7 @@
     python -m benchmarks.estimator --split=tpu            … of TPUs, for which no accuracy is promised
     python -m benchmarks.estimator --compile [--fresh]    compiles what is not stored yet (--fresh: everything)
 
-Compiling needs no GPU but `pip install apt-jax[gpu_compile]`; half a minute a configuration on two cores; the
+Compiling needs no GPU but `pip install apt-jax[gpu-compile]`; half a minute a configuration on two cores; the
 TPU split needs libtpu, is compiled only when named, and takes a minute or two each. Figures are bytes of one device:
 arguments + temporaries + outputs that reuse no argument.
 """

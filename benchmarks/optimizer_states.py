@@ -1,6 +1,9 @@
 """What compressed optimizer states cost in quality: a small language model trained with each, seed by seed.
 
     python -m benchmarks.optimizer_states --data=shakespeare.txt [--seeds=5] [--steps=300] [--beta2=0.999]
+    python -m benchmarks.optimizer_states --memory
+
+The second compiles steps for H100s that need not be there (`pip install apt-jax[gpu-compile]`), and prints their bytes.
 
 Each optimizer starts from the same weights and sees the same batches in the same order. The gap is formed seed by
 seed against AdamW with float32 moments; given are its mean, standard error and range over the seeds. Training is
@@ -53,11 +56,17 @@ SETTINGS: dict[str, Any] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a text to train on, and to hold a tenth of out")
+    parser.add_argument("--data", help="a text to train on, and to hold a tenth of out")
+    parser.add_argument("--memory", action="store_true", help="compile instead of training")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--beta2", type=float, default=0.999, help="decay of the second moment")
     given = parser.parse_args(argv)
+    if given.memory:
+        print(*memory_table(), sep="\n")
+        return
+    if given.data is None:
+        parser.error("give --data or --memory")
     if given.seeds < 2:
         parser.error("--seeds: a spread needs at least 2")
     from apt_jax.trainops.distributed.host import enable_compilation_cache
@@ -117,6 +126,23 @@ def table(losses: dict[str, list[float]]) -> list[str]:
         else:
             row += "| | | | |"
         lines.append(row)
+    return lines
+
+
+def memory_table() -> list[str]:
+    """Bytes of one device of compiled steps in Markdown."""
+    from benchmarks.estimator import compile_case
+    from benchmarks.estimator_cases import VALIDATION_MODELS, Case
+
+    lines = ["| configuration | optimizer | arguments | temporaries | total |", "|---|---|--:|--:|--:|"]
+    for size, devices, strategy in (("1B", 1, "ddp"), ("7B", 64, "fsdp")):
+        model = {**VALIDATION_MODELS[size], "remat_policy": "full"}
+        for optimizer in (BASE, "adamw8bit"):
+            training = {"batch_size": devices, "mixed_precision": "bf16", "optimizer": optimizer}
+            found = compile_case(Case(size, "optimizer", devices, model, training, {"strategy": strategy}))
+            mib = [found[name] / 2**20 for name in ("arguments", "temporaries")]
+            figures = " | ".join(f"{value:,.1f}" for value in (*mib, sum(mib)))
+            lines.append(f"| {size}, {devices} × {strategy}, batch {devices} | {optimizer} | {figures} |")
     return lines
 
 

@@ -62,7 +62,7 @@ def measure(workdir: str, path: str | None, eval_steps: int | None) -> list[dict
     from apt_jax.trainops.quantize import quantize_model
     from apt_jax.trainops.quantize.report import weight_report
     from apt_jax.trainops.quantize.scores import HeldOut, run_data, text_data
-    from apt_jax.vgpu.quant.stored import PROJECTIONS
+    from apt_jax.vgpu.quant.rules import PROJECTIONS
 
     enable_compilation_cache()
     opened = open_model(workdir)

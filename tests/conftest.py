@@ -29,7 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
-        without = pytest.mark.skip(reason="compiling for a GPU needs: pip install '.[gpu_compile]'")
+        without = pytest.mark.skip(reason="compiling for a GPU needs: pip install '.[gpu-compile]'")
         for item in items:
             if "gpu_compile" in item.keywords:
                 item.add_marker(without)

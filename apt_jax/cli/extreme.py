@@ -25,7 +25,7 @@ for all of them, and reckon with failures. Where it does not fit, the exit code 
 --model=175B --world-size=99968 --parallelism=data=781,fsdp=16,tensor=8
 --model=pro  --world-size=1024 --device=b200 --rack-size=72 [--config.KEY=VALUE …]
 
-The compilers: pip install '.[gpu_compile]' for NVIDIA, libtpu for TPU."""
+The compilers: pip install '.[gpu-compile]' for NVIDIA, libtpu for TPU."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -67,7 +67,9 @@ def open_model(
     path = Path(folder)
     if not path.is_dir():
         raise ModelError(f"{folder}: no such folder; give a training run's workdir or a Hugging Face folder")
-    quantized = (path / "quantization.json").is_file()
+    from apt_jax.trainops.quantize import is_quantized_folder
+
+    quantized = is_quantized_folder(path)
     if not quantized and not _is_hugging_face(path):
         from apt_jax.trainops.checkpoints import load_model
 

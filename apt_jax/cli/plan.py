@@ -34,7 +34,7 @@ Show what a run would need before anything runs; needs no accelerator.
 --target=DEVICE:COUNT --config=PROFILE [--config.KEY=VALUE …] [--plot=FILE]
     compile the real train step for the device, as h100:16, v5p:4x4x4 or cpu:8, and show memory by cause, FLOPs,
     collectives and the least time of a step. Where it does not fit, changes that might make it fit are tried by
-    the compiler, and the exit code is 1. The compilers: pip install '.[gpu_compile]' for NVIDIA, libtpu for TPU.
+    the compiler, and the exit code is 1. The compilers: pip install '.[gpu-compile]' for NVIDIA, libtpu for TPU.
 --target=DEVICE:COUNT --config=PROFILE --search[=K] [--no-compile]
     which mesh, remat policy, accumulation and pipeline schedule: all of them by closed form, the best K (8) by the
     compiler, of which each takes as long as a plan; memory against the least time of a step, and the options of the

@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
 
     from apt_jax.trainops.quantize import check_out, is_quantized_folder, quantize_model, save_quantized
-    from apt_jax.vgpu.quant.stored import PROJECTIONS, check_method
+    from apt_jax.vgpu.quant.rules import PROJECTIONS
+    from apt_jax.vgpu.quant.stored import check_method
 
     check_out(args.out)
     check_method(args.method)

@@ -17,7 +17,7 @@ Virtual Blackwell: quantized matmuls, recomputation and small optimizer states, 
 status                                        what holds here: environment, .vbrc
 report --config=PROFILE --target=DEVICE:COUNT [--config.KEY=VALUE …]
     compile the config's train step plainly and in every mode, and show what each saves and costs; half a minute a
-    mode. The compilers: pip install '.[gpu_compile]' for NVIDIA, libtpu for TPU."""
+    mode. The compilers: pip install '.[gpu-compile]' for NVIDIA, libtpu for TPU."""
 
 
 def main(argv: Sequence[str]) -> int:

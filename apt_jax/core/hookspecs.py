@@ -62,6 +62,8 @@ class Run(Protocol):
     @property
     def num_params(self) -> int: ...
     @property
+    def vocab_size(self) -> int: ...  # rows of the model's embedding
+    @property
     def start_step(self) -> int: ...  # finished steps when this process began
 
 
@@ -187,8 +189,7 @@ def apt_devices() -> Targets:
 def apt_memory_tiers() -> Targets:
     """Kinds of memory that values can lie in, by name: `device`, `pinned_host`, `disk` …
 
-    Target: `factory(**options) -> Tier`, see `apt_jax.vgpu.memory.tiers`; options are what a level's settings
-    say beside its tier and capacity, such as `path`.
+    Target: `factory(**options) -> Tier` of `apt_jax.vgpu.memory.tiers`; options: a level's others, such as `path`.
 
     Example: `return {"object_store": "my_package.tiers:ObjectStore"}`
     """
@@ -247,12 +248,11 @@ def apt_configure(config: Config) -> Config | None:
 
 @_transform("chain")
 def apt_transform_model(model: Model, config: Config, plugins: Plugins) -> Model | None:
-    """Changes a model that was just built: adapters, other matmuls, other layers.
+    """Changes a model that was just built, or given to a trainer: adapters, other matmuls, other layers.
 
-    Called once per build, possibly under `nnx.eval_shape` (arrays are then abstract). `model` is the
-    outcome of the plugins before; change it in place or return another. None means `model`. New
-    parameters need metadata `logical_axes`; draw them from `config.training.seed`. `plugins` answers what
-    others registered, and their rules: `plugins.transform("apt_quant_rules", config=config)`.
+    Arrays may be abstract (`nnx.eval_shape`). Applied to its own result, as a trainer may be given it, it must change
+    nothing more. `model` is the outcome of the plugins before; change it in place or return another. New parameters
+    need metadata `logical_axes`; draw them from `config.training.seed`. `plugins` knows what others registered.
 
     Example: `model.layers.attn.q.dot_general = my_dot`
     """

@@ -155,5 +155,11 @@ def _auto(
     return "fsdp", config
 
 
+def divisors(number: int) -> list[int]:
+    """All of them, ascending."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
+
+
 def _largest_divisor(limit: int, *numbers: int) -> int:
     return next((n for n in range(limit, 1, -1) if all(number % n == 0 for number in numbers)), 1)

@@ -8,6 +8,7 @@ from apt_jax import hookimpl
 
 if TYPE_CHECKING:
     from apt_jax.core.config import Config
+    from apt_jax.core.hookspecs import Run
     from apt_jax.core.registry import Plugins
 
 _DEVICES = "apt_jax.vgpu.scheduler.devices"
@@ -80,7 +81,15 @@ def apt_quant_rules(config: Config) -> list[tuple[str, str]] | None:
 
 @hookimpl(trylast=True)  # after plugins that add layers
 def apt_transform_model(model: Any, config: Config, plugins: Plugins) -> None:
-    if config.vgpu.enabled and (rules := plugins.transform("apt_quant_rules", config=config)):
-        from apt_jax.vgpu.quant.dot import install
+    if config.vgpu.enabled:
+        from apt_jax.vgpu.runtime.apply import adapt
 
-        model.quantization = install(model, rules, plugins)
+        adapt(model, config, plugins)
+
+
+@hookimpl
+def apt_train_begin(run: Run) -> None:
+    if run.config.vgpu.enabled:
+        from apt_jax.vgpu.runtime.begin import print_estimate
+
+        print_estimate(run)

@@ -86,7 +86,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("missing", [("h100:8", "jax_cuda13_plugin", "gpu_compile"), ("v5e:8", "libtpu", "jax[tpu]")])
+@pytest.mark.parametrize("missing", [("h100:8", "jax_cuda13_plugin", "gpu-compile"), ("v5e:8", "libtpu", "jax[tpu]")])
 def test_a_missing_compiler_is_named(missing, capsys, monkeypatch):
     target, module, remedy = missing
     find = importlib.util.find_spec

@@ -103,6 +103,9 @@ NAMES = [
     key("kernel", "model.attention_kernel=chunkd", says=["model.attention_kernel: unknown", "'chunked'?", "auto"]),
     key("remat policy", "model.remat_policy=fulll", says=["model.remat_policy: unknown", "'full'?", "dots"]),
     key("strategy", "training.distributed.strategy=fspd", says=["training.distributed.strategy", "'fsdp'?"]),
+    key("recipe", "vgpu.enabled=true", "vgpu.mode=speed", "vgpu.recipe=fp3",
+        says=["vgpu.recipe: unknown quantisation 'fp3'", "'fp8'?", "recipes: fp8, int8", "nf4"]),
+    key("recipe before data", "vgpu.enabled=true", "vgpu.recipe=fp3", "data.path=no.jsonl", says=["vgpu.recipe: unk"]),
     key("nothing like it", "training.optimizer=zzz", says=["unknown optimizer 'zzz'; available: adamw, adamw8bit"]),
 ]  # fmt: skip
 

@@ -100,6 +100,13 @@ def _sequence(config: Config) -> Iterator[Problem]:
             f"{layout.context_parallel} with context_method={layout.context_method} cuts a row of {length} tokens "
             f"into {pieces} pieces; make data.sequence_length a multiple of that",
         )
+    heads = config.model.num_attention_heads // layout.tensor_parallel
+    if layout.context_method == "ulysses" and heads % layout.context_parallel:
+        yield Problem(
+            f"{_WHERE}.context_parallel",
+            f"ulysses cannot share {heads} heads (model.num_attention_heads ÷ tensor_parallel) among "
+            f"{layout.context_parallel} devices; use a divisor of {heads}, or context_method=ring",
+        )
     if layout.context_parallel > 1 and layout.context_method != "ulysses" and config.model.attention_kernel != "auto":
         yield Problem(
             "model.attention_kernel",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from apt_jax.core.config.schema import ModelConfig
 from apt_jax.core.errors import ModelError, did_you_mean
 from apt_jax.model.architectures.decoder import Decoder
 from apt_jax.model.architectures.llama import llama
 from apt_jax.model.architectures.qwen3 import qwen3
+from apt_jax.model.folder import open_tensors, read_json
 from apt_jax.model.hf.config import read_config
 from apt_jax.model.hf.names import IGNORED_SUFFIXES, TensorSpec, tensor_specs
 from apt_jax.model.tokenization import Tokenizer, load_tokenizer
@@ -27,6 +27,7 @@ INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 
 _FACTORIES = {"llama": llama, "qwen3": qwen3}
+_NEEDED = f"a model folder holds {CONFIG} and {WEIGHTS}"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -47,7 +48,7 @@ def from_pretrained(
       ModelError: a missing or damaged file, a setting that is not implemented, or tensors that do not fit.
     """
     folder = Path(folder)
-    config = read_config(_read_json(folder / CONFIG), folder / CONFIG)
+    config = read_config(read_json(folder / CONFIG, _NEEDED), folder / CONFIG)
     factory = _FACTORIES[config.architecture]
     vocab_size = config.vocab_size or 0
     abstract = nnx.eval_shape(lambda: factory(config, vocab_size, nnx.Rngs(0), dtype=dtype))
@@ -142,18 +143,13 @@ class _Tensors:
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:
-            try:
-                self._open[file] = safe_open(self._folder / file, framework="np").__enter__()
-            except (OSError, SafetensorError) as error:
-                raise ModelError(
-                    f"{self._folder / file}: cannot be read: {str(error).splitlines()[0]}"
-                ) from None
+            self._open[file] = open_tensors(self._folder / file).__enter__()
         return self._open[file]
 
     def _locate(self) -> Mapping[str, str]:
         index = self._folder / INDEX
         if index.is_file():
-            files = _read_json(index).get("weight_map")
+            files = read_json(index, _NEEDED).get("weight_map")
             if not isinstance(files, dict) or not files:
                 raise ModelError(f"{index}: has no weight_map")
             for file in files.values():
@@ -167,19 +163,7 @@ class _Tensors:
         return dict.fromkeys(self._handle(WEIGHTS).keys(), WEIGHTS)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; a model folder holds {CONFIG} and {WEIGHTS}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
-    return value
-
-
 def read_generation_config(folder: str | Path) -> dict[str, Any]:
     """generation_config.json as it stands, or an empty dict. ModelError: damaged."""
     path = Path(folder) / GENERATION
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path, _NEEDED) if path.is_file() else {}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from safetensors.numpy import save_file
 
 from apt_jax.core.errors import ModelError
 from apt_jax.model.architectures.decoder import Decoder
+from apt_jax.model.folder import write_json, written_whole
 from apt_jax.model.hf.config import write_config
 from apt_jax.model.hf.load import CONFIG, GENERATION, INDEX, WEIGHTS
 from apt_jax.model.hf.names import HF_NAMES, TensorSpec, tensor_specs
@@ -67,18 +65,12 @@ def save_pretrained(
     special = _special_ids(tokenizer)
     known = {key: value for key, value in special.items() if value is not None}
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
-    try:
-        _write_json(partial / CONFIG, config | special)
-        _write_json(partial / GENERATION, known | dict(generation_config or {}))
+    with written_whole(folder) as partial:
+        write_json(partial / CONFIG, config | special)
+        write_json(partial / GENERATION, known | dict(generation_config or {}))
         if tokenizer is not None:
             tokenizer.save(partial)
         _write_tensors(partial, params, limit, stored)
-        _put_in_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -150,28 +142,10 @@ def _write_tensors(folder: Path, params: Mapping[str, Any], limit: int, dtype: A
         save_file(tensors, folder / file, metadata={"format": "pt"})  # the value transformers asks for
     if len(shards) > 1:
         total = sum(int(np.prod(spec.shape)) for shard in shards for spec in shard) * dtype.itemsize
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     """Nulls where unknown: transformers would otherwise assume ids 1 and 2."""
     ids = (None, None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
     return dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), ids, strict=True))
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Renames; a former folder is moved aside first, so that no moment shows a mixture of the two."""
-    former = partial.with_suffix(".former")
-    if folder.exists():
-        folder.rename(former)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if former.exists():
-            former.rename(folder)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from apt_jax.core.lazy import lazy_exports
 from apt_jax.model.tokenization.api import Tokenizer
 
 if TYPE_CHECKING:
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
     from apt_jax.model.tokenization.factories import load_tokenizer
     from apt_jax.model.tokenization.hf import HFTokenizer
 
-_LAZY = {
-    "BpeTokenizer": "bpe",
-    "ChineseTokenizer": "chinese",
-    "DynamicTagTokenizer": "dynamic_tag",
-    "HFTokenizer": "hf",
-    "load_tokenizer": "factories",
+# Naming the protocol must not load the `tokenizers` library.
+_MODULES = {
+    "BpeTokenizer": f"{__name__}.bpe",
+    "ChineseTokenizer": f"{__name__}.chinese",
+    "DynamicTagTokenizer": f"{__name__}.dynamic_tag",
+    "HFTokenizer": f"{__name__}.hf",
+    "load_tokenizer": f"{__name__}.factories",
 }
 
 __all__ = [
@@ -30,11 +32,4 @@ __all__ = [
     "load_tokenizer",
 ]
 
-
-def __getattr__(name: str) -> object:
-    # Naming the protocol must not load the `tokenizers` library.
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

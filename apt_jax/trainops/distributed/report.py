@@ -21,12 +21,17 @@ class DescribedDevice:
 
     Attributes:
       id: its place among the devices.
-      platform, process_index: what laying out a mesh and a batch asks of a device.
+      platform, process_index, slice_index, device_kind: what laying out a mesh and a batch asks of a device.
+      coords, core_on_chip: what laying it out on a TPU's torus asks.
     """
 
     id: int
     platform: str = "cpu"
     process_index: int = 0
+    slice_index: int = 0
+    device_kind: str = ""
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from apt_jax.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from apt_jax.trainops.engine.trainer import Trainer
@@ -17,8 +18,4 @@ _MODULES = {
     "Trainer": "apt_jax.trainops.engine.trainer",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

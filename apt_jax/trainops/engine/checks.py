@@ -10,6 +10,7 @@ import jax
 from apt_jax.core.config import Config
 from apt_jax.core.errors import ConfigError
 from apt_jax.core.layout import resolve_layout
+from apt_jax.vgpu.quant.dot import find_recipe
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
@@ -28,6 +29,8 @@ def check_config(config: Config, plugins: Plugins, *, own_model: bool = False) -
         if own_model and registry == "architectures":
             continue
         plugins.registry(registry).resolve(name, key)
+    if config.vgpu.enabled:
+        find_recipe(config.vgpu.recipe, plugins, "vgpu.recipe")
     resolve_layout(config.training.distributed, jax.device_count(), num_parameters=0)
     if config.schedules:
         names = ", ".join(sorted(config.schedules))

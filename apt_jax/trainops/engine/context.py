@@ -19,6 +19,7 @@ class RunContext:
       workdir: the run's folder; None if nothing is written.
       plugins: records (name, version, hash, order) of the active plugins.
       num_params: parameters of the model.
+      vocab_size: rows of the model's embedding.
       start_step: finished steps when this process began.
     """
 
@@ -26,4 +27,5 @@ class RunContext:
     workdir: Path | None
     plugins: Sequence[Mapping[str, Any]]
     num_params: int
+    vocab_size: int
     start_step: int

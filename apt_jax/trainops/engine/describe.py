@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugins, run: RunContext) -> RunHeader:
     """Collects the facts shown before the first step."""
     training, model, mesh = config.training, config.model, setup.program.mesh
-    vocabulary = model.vocab_size or data.tokenizer.vocab_size
     shards = setup.program.strategy.rules.ways("batch")
     device = mesh.devices.flat[0]
     kernel, reason = setup.kernel
@@ -40,7 +39,7 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
         parameters=run.num_params,
         architecture=(
             f"{model.architecture}: {model.num_layers} layers, width {model.hidden_size}, "
-            f"{model.num_attention_heads} heads, vocabulary {vocabulary:,}"
+            f"{model.num_attention_heads} heads, vocabulary {run.vocab_size:,}"
         ),
         kernels={
             "attention": f"{kernel} ({reason})",

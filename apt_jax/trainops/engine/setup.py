@@ -74,7 +74,8 @@ def build_setup(
       config: the validated config.
       plugins: registries and transforms.
       vocab_size: size of the tokenizer.
-      model: train this one, from its present weights, instead of building `config.model`.
+      model: train this one, from its present weights and as plugins transform it, instead of building
+        `config.model`; it stays as it is.
       devices: to run on, or to compile for; default: all that are present.
 
     Raises:
@@ -87,6 +88,9 @@ def build_setup(
     def make_model() -> nnx.Module:
         return build_model(config, vocab_size, plugins, dtype=dtype)
 
+    if model is not None:  # one that shares its arrays, so that the caller's stays as it is
+        copy = nnx.merge(*nnx.split(model))
+        model = plugins.transform("apt_transform_model", copy, config=config, plugins=plugins)
     abstract = nnx.eval_shape(make_model) if model is None else model
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(abstract)))
     layout = resolve_layout(

@@ -180,7 +180,7 @@ class Trainer:
             peers.continues = workdir is not None
             run = RunContext(
                 config, None if workdir is None else workdir.path, plugins.as_records(),
-                setup.program.num_params, start,
+                setup.program.num_params, config.model.vocab_size or data.tokenizer.vocab_size, start,
             )  # fmt: skip
             log = RunLog(run, plugins, environment=env, dataset_stats=data.stats.to_dict(), tokens=tokens)
             if checkpoints:

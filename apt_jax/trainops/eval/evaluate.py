@@ -34,10 +34,15 @@ def evaluate(program: Program, params: Any, batches: EvalBatches, max_batches: i
         sums = program.eval_step(params, program.put_batch(batches.batch(i, feed.rows)))
         for name, value in jax.device_get(sums).items():
             totals[name] = totals.get(name, 0.0) + float(value)
-    weight = totals.pop("weight", 0.0)
+    return means_of(totals)
+
+
+def means_of(totals: Mapping[str, float]) -> dict[str, float]:
+    """What `evaluate` returns, of sums over tokens and their `weight`; empty where no token counts."""
+    weight = totals.get("weight", 0.0)
     if weight == 0.0:
         return {}
-    means = {f"eval_{name}": total / weight for name, total in totals.items()}
+    means = {f"eval_{name}": total / weight for name, total in totals.items() if name != "weight"}
     # exp overflows a float beyond ~709 nats: a model that bad has infinite perplexity for every purpose.
     nll = means.get("eval_nll", means["eval_loss"])  # without smoothing and z-loss, where the loss says so
     means["eval_perplexity"] = math.exp(nll) if nll < 700 else math.inf

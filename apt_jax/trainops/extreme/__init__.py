@@ -7,8 +7,7 @@ trainer.train()             # where the machine really has the devices
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from apt_jax.core.lazy import lazy_exports
 
 # Name -> module, imported when the name is first used: reckoning alone needs no jax.
 _PUBLIC = {
@@ -17,17 +16,8 @@ _PUBLIC = {
     "Placement": "apt_jax.trainops.extreme.placement",
     "Faults": "apt_jax.trainops.extreme.reliability",
     "Reliability": "apt_jax.trainops.extreme.reliability",
-    "reliability": "apt_jax.trainops.extreme.reliability",
 }
 
 __all__ = [*_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]  # names of __getattr__
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _PUBLIC)

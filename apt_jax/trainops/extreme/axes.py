@@ -1,4 +1,4 @@
-"""`parallelism_config`: axis sizes by any of their usual names, and the factorisations that a model allows."""
+"""`parallelism_config`: axis sizes by any of their usual names, and all that a number of devices has."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from apt_jax.core.config.schema import ModelConfig
+from apt_jax.core.config.schema import DistributedConfig
 from apt_jax.core.errors import ConfigError, unknown_name
-from apt_jax.core.layout import DEFAULT_RULES, MESH_AXES
-from apt_jax.vgpu.scheduler.shapes import ARCHITECTURES, parameters
+from apt_jax.core.layout import MESH_AXES, divisors
 
 Sizes = dict[str, int]  # mesh axis -> devices
 
 NAMES = {axis: "pipeline" if axis == "pipe" else axis for axis in MESH_AXES}  # mesh axis -> as people write it
+KEYS = {axis: f"{name}_parallel" for axis, name in NAMES.items()}  # mesh axis -> key of `training.distributed`
 _BY_NAME = {
     f"{stem}{suffix}": axis
     for axis, name in NAMES.items()
@@ -22,7 +22,6 @@ _BY_NAME = {
 }
 # What else of `training.distributed` may be given; strategy and world_size follow from the rest.
 OPTIONS = ("sequence_parallel", "context_method", "pipeline_schedule", "pipeline_chunks", "slices")
-_DEEPEST = 64  # pipeline stages that are ever proposed
 
 
 def read_axes(given: Mapping[str, Any]) -> tuple[Sizes, dict[str, Any]]:
@@ -55,70 +54,36 @@ def axes_text(sizes: Mapping[str, int]) -> str:
     return " × ".join(shown) or "all 1"
 
 
-def factorisations(
-    world_size: int, model: ModelConfig, vocab_size: int, length: int, fixed: Mapping[str, int], most_tensor: int
-) -> list[Sizes]:
-    """Every way to spread a model over exactly `world_size` devices, as far as sizes alone can tell.
+def sizes_of(layout: DistributedConfig) -> Sizes:
+    """Sizes of all axes, in mesh order; of a config in which none is open."""
+    return {axis: getattr(layout, key) for axis, key in KEYS.items()}
+
+
+def factorisations(world_size: int, fixed: Mapping[str, int], most: Mapping[str, int]) -> Iterator[Sizes]:
+    """Every way to write `world_size` as a product of axis sizes.
 
     Args:
       world_size: devices.
-      model: whose layers, heads and widths the axes must divide.
-      vocab_size: rows of the embedding.
-      length: tokens per row.
       fixed: axes whose sizes are given; `expert` and `context` are 1 unless given.
-      most_tensor: largest tensor size proposed.
+      most: largest sizes of the others; any that is left out has none.
     """
-    return [sizes for sizes in _products(world_size, model, fixed, most_tensor)
-            if divides(sizes, model, vocab_size, length)]  # fmt: skip
-
-
-def _products(world_size: int, model: ModelConfig, fixed: Mapping[str, int], most_tensor: int) -> Iterator[Sizes]:
     expert, context = fixed.get("expert", 1), fixed.get("context", 1)
     rest, remainder = divmod(world_size, expert * context)
     if remainder:
         return
-    for tensor in _choices("tensor", fixed, rest, most_tensor):
-        for pipe in _choices("pipe", fixed, rest // tensor, min(_DEEPEST, model.num_layers)):
-            for fsdp in _choices("fsdp", fixed, rest // tensor // pipe, rest):
+    for tensor in _choices("tensor", fixed, rest, most):
+        for pipe in _choices("pipe", fixed, rest // tensor, most):
+            for fsdp in _choices("fsdp", fixed, rest // tensor // pipe, most):
                 data = rest // tensor // pipe // fsdp
                 if fixed.get("data", data) == data:
                     values = (pipe, data, fsdp, expert, context, tensor)
                     yield dict(zip(MESH_AXES, values, strict=True))
 
 
-def _choices(axis: str, fixed: Mapping[str, int], number: int, most: int) -> list[int]:
+def _choices(axis: str, fixed: Mapping[str, int], number: int, most: Mapping[str, int]) -> list[int]:
     if axis in fixed:
         return [fixed[axis]] if number % fixed[axis] == 0 else []
-    return [n for n in divisors(number) if n <= most]
-
-
-def divisors(number: int) -> list[int]:
-    """All of them, ascending."""
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    return small + [number // n for n in reversed(small) if n * n != number]
-
-
-def divides(sizes: Mapping[str, int], model: ModelConfig, vocab_size: int, length: int) -> bool:
-    """Whether the sizes divide layers, heads, widths, row, and every parameter of a shipped architecture."""
-    tensor = sizes["tensor"]
-    heads = model.num_attention_heads, model.num_key_value_heads or model.num_attention_heads
-    if any(number % tensor for number in (*heads, model.intermediate_size)) or model.num_layers % sizes["pipe"]:
-        return False
-    if sizes["context"] > 1 and length % (2 * sizes["context"]):
-        return False
-    if model.architecture not in ARCHITECTURES:
-        return True
-    return all(_cut(t.shape, t.axes, sizes) for t in parameters(model, vocab_size))
-
-
-def _cut(shape: Sequence[int], names: Sequence[str], sizes: Mapping[str, int]) -> bool:
-    used: set[str] = set()
-    for length, name in zip(shape, names, strict=True):
-        mine = [axis for axis in DEFAULT_RULES.get(name, ()) if axis not in used]
-        used.update(mine)
-        if length % math.prod(sizes[axis] for axis in mine):
-            return False
-    return True
+    return [n for n in divisors(number) if n <= most.get(axis, number)]
 
 
 def nearest(given: Mapping[str, int], allowed: Sequence[Sizes], count: int = 3) -> list[Sizes]:

@@ -17,6 +17,7 @@ from apt_jax.vgpu.scheduler.sizes import model_of_size
 
 Model = str | ModelConfig | Config | ml_collections.ConfigDict
 Overrides = Mapping[str, Any] | Iterable[str]
+SOURCE = "ExtremeScaleTrainer"  # of a config, in messages
 _LAYOUT = "training.distributed."
 
 
@@ -46,6 +47,12 @@ class Base:
     def length(self) -> int:
         """Tokens of a row."""
         return self.config.data.sequence_length or self.config.model.max_position_embeddings
+
+    def with_options(self, options: Mapping[str, Any]) -> Base:
+        """With keys of `training.distributed` that are no sizes; raises ConfigError for a bad value."""
+        changed = to_config_dict(self.config)
+        changed.update_from_flattened_dict({f"{_LAYOUT}{key}": value for key, value in options.items()})
+        return replace(self, config=validate(changed, source=SOURCE))
 
 
 def read_model(
@@ -77,7 +84,7 @@ def read_model(
     keys = {text.partition("=")[0] for text in overrides}
     if taken := sorted(key for key in keys if key.startswith(_LAYOUT)):
         raise ConfigError(f"{taken[0]}: the layout is given by parallelism_config; put it there")
-    draft = Draft("ExtremeScaleTrainer", to_config_dict(config).to_dict())
+    draft = Draft(SOURCE, to_config_dict(config).to_dict())
     draft.override(overrides)
     draft.override(given)
     if batch_size is not None:

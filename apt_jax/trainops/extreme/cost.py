@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+from apt_jax.core.config import Config
 from apt_jax.core.layout import MESH_AXES
-from apt_jax.trainops.extreme.base import Base
 from apt_jax.vgpu.scheduler import Device, Link
+from apt_jax.vgpu.scheduler.mesh import Mesh
 
 _COMPUTE, _FLOAT = 2, 4  # bytes of an activation or a gathered weight, and of a gradient
 _OVERHEAD = 8 / 6  # FLOPs with the forward pass computed anew
@@ -15,29 +17,28 @@ _USEFUL_TOKENS = 2**24
 _SUMS = 4  # all-reduces of a layer's stream over `tensor`, forward and backward
 
 
-def rough_seconds(base: Base, device: Device, sizes: Mapping[str, int], params: int, micros: int) -> float:
+def rough_seconds(config: Config, device: Device, sizes: Mapping[str, int], params: int) -> float:
     """Seconds per useful sequence, as if nothing overlapped, at data-sheet speeds: for comparing layouts only.
 
     Args:
-      base: model and training.
+      config: with the layout, its batch and microbatches.
       device: its speed and links.
       sizes: devices per mesh axis.
       params: of the model.
-      micros: microbatches of a step.
     """
-    rows = sizes["data"] * sizes["fsdp"] * sizes["expert"]
-    batch = base.config.training.batch_size if base.batch_given else rows * micros
-    local = batch / rows / sizes["context"] * base.length  # tokens of a data-parallel rank
-    model, held = base.config.model, params / (sizes["tensor"] * sizes["pipe"])
+    model, held = config.model, params / (sizes["tensor"] * sizes["pipe"])
+    batch, micros = config.training.batch_size, config.training.gradient_accumulation_steps
+    length = config.data.sequence_length or model.max_position_embeddings
+    local = batch * length / Mesh.sized(sizes).rows / sizes["context"]  # tokens of a data-parallel rank
     peak, _ = device.peak("bf16")
     compute = _OVERHEAD * 6 * held * local / peak
     if sizes["pipe"] > 1:
         compute *= (micros + sizes["pipe"] - 1) / micros
     stream = local * model.hidden_size * _COMPUTE * model.num_layers / sizes["pipe"]
-    ring = base.length * model.hidden_size // sizes["tensor"] * _COMPUTE * 4 * model.num_layers / sizes["pipe"]
+    ring = length * model.hidden_size // sizes["tensor"] * _COMPUTE * 4 * model.num_layers / sizes["pipe"]
     sent = {
         "tensor": _SUMS * 2 * stream,
-        "context": ring * local / base.length,
+        "context": ring * local / length,
         "fsdp": micros * (2 * _COMPUTE + _FLOAT) * held,
         "data": 2 * _FLOAT * held / sizes["fsdp"],
         "pipe": 2 * local * model.hidden_size * _COMPUTE,
@@ -47,15 +48,13 @@ def rough_seconds(base: Base, device: Device, sizes: Mapping[str, int], params: 
     network = sum(
         sent[axis] * (1 - 1 / sizes[axis]) / link.bandwidth for axis, link in links.items() if link is not None
     )
-    return (compute + network) / min(batch, _USEFUL_TOKENS / base.length)
+    return (compute + network) / min(batch, _USEFUL_TOKENS / length)
 
 
 def axis_links(device: Device, sizes: Mapping[str, int]) -> dict[str, Link | None]:
     """The slowest link that each axis crosses when devices are numbered through; None for an axis of size 1."""
     found: dict[str, Link | None] = {}
-    total, stride = 1, 1
-    for size in sizes.values():
-        total *= size
+    total, stride = math.prod(sizes.values()), 1
     for axis in reversed(MESH_AXES):
         size, link = sizes[axis], None
         if size > 1:

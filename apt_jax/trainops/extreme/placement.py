@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,10 +71,8 @@ def place(sizes: Mapping[str, int], device: Device, slices: int | None = None) -
     Raises:
       ConfigError: the axes cannot be spread over the slices.
     """
-    count = 1
-    for size in sizes.values():
-        count *= size
-    network = Network(make_mesh(sizes, described_devices(count), slices=slices), device.links)
+    devices = described_devices(math.prod(sizes.values()))
+    network = Network(make_mesh(sizes, devices, slices=slices), device.links)
     speed = {link.name: link.bandwidth for link in device.links}
     places, stride = [], 1
     for axis in reversed(MESH_AXES):

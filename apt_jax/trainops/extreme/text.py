@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 
 from apt_jax.trainops.extreme.axes import NAMES
 from apt_jax.trainops.extreme.placement import Placement
 from apt_jax.trainops.extreme.reliability import Reliability, Row
 from apt_jax.trainops.extreme.report import ScalePlan
 from apt_jax.trainops.plan import render as render_plan
-from apt_jax.trainops.plan.text import WIDTH, size_text, time_text
+from apt_jax.trainops.plan.text import WIDTH, aligned, size_text, time_text
 
 _HEADING = ("device MTBF", "job MTBF", "failures a day", "save every", "goodput", "checkpoints", "rework", "restarts")
 
@@ -35,7 +34,7 @@ def placement_lines(placement: Placement) -> list[str]:
             (NAMES[each.axis], f"{each.size:,}", f"{each.stride:,}", each.link, f"{each.bandwidth / 1e9:,.4g} GB/s")
         )
     lines = [f"placement, from the inside: {joins}"]
-    lines += [f"  {line}" for line in _table(rows, left=(0, 3))] if placement.axes else ["  one device"]
+    lines += [f"  {line}" for line in aligned(rows, left=(0, 3))] if placement.axes else ["  one device"]
     for warning in placement.warnings:
         lines += _wrapped(f"warning: {warning}", "  ")
     return lines
@@ -54,7 +53,7 @@ def reliability_lines(found: Reliability) -> list[str]:
         steps = f"; {found.save_interval:,} steps if a step takes no more than {time_text(found.step_seconds)}"
     lost = expected.shares
     rows = [_cells(row) for row in found.table]
-    table = _table([_HEADING, *rows], left=())
+    table = aligned([_HEADING, *rows], left=())
     mark = found.table.index(expected) + 1
     return [
         f"failures, any of {found.devices:,} devices ending the job: {faults.mtbf_hours:,g} device-hours each, one "
@@ -86,14 +85,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.device_mtbf_hours:,.0f} h", span(row.mtbf), f"{row.failures_per_day:,.1f}", span(row.interval),
         *(f"{share:.2%}" for share in each),
     )  # fmt: skip
-
-
-def _table(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip()
-        for row in rows
-    ]
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from apt_jax.core.config import Config
 from apt_jax.core.errors import AptError, ConfigError
-from apt_jax.core.layout import MESH_AXES
 from apt_jax.core.registry import load_plugins
-from apt_jax.trainops.extreme.axes import read_axes
+from apt_jax.trainops.extreme.axes import read_axes, sizes_of
 from apt_jax.trainops.extreme.base import Model, Overrides, read_model
 from apt_jax.trainops.extreme.choose import Machine, advice, chosen_layout, configure, given_layout
 from apt_jax.trainops.extreme.links import wire
@@ -107,17 +106,16 @@ class ExtremeScaleTrainer:
             options.setdefault("slices", slices)
         self.target = Target(wired, found.count, found.topology, found.slices)
         self.faults = faults or Faults()
-        self._base, self._options, self._machine = base, options, Machine(wired, world_size)
+        self._base, self._machine = base.with_options(options), Machine(wired, world_size)
         if "data" in axes or "fsdp" in axes:
-            self.config: Config = configure(base, given_layout(base, self._machine, axes), options)
+            self.config: Config = configure(self._base, given_layout(self._base, self._machine, axes))
         else:
-            self.config = chosen_layout(base, self._machine, axes, options)
+            self.config = chosen_layout(self._base, self._machine, axes)
 
     @property
     def sizes(self) -> dict[str, int]:
         """Devices per mesh axis, in mesh order."""
-        layout = self.config.training.distributed
-        return {axis: getattr(layout, f"{'pipeline' if axis == 'pipe' else axis}_parallel") for axis in MESH_AXES}
+        return sizes_of(self.config.training.distributed)
 
     @cached_property
     def placement(self) -> Placement:
@@ -149,7 +147,7 @@ class ExtremeScaleTrainer:
         reckoned = reliability(
             plan.devices, (kept + plan.allocated.host) * writers, writers, self.faults, plan.bounds.bound
         )
-        hint = "" if plan.fits else advice(self._base, self._machine, self._options)
+        hint = "" if plan.fits else advice(self._base, self._machine)
         return ScalePlan(plan, placement, reckoned, hint)
 
     def train(

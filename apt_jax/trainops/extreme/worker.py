@@ -27,9 +27,10 @@ def answer(request: Request) -> Plan:
     chosen = config.plugins
     plugins = load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
     if changes := compare_records(request.plugins, plugins.as_records()):
+        here = "" if request.target.device.vendor == "cpu" else ", or start with JAX_PLATFORMS=cpu"
         raise PlanError(
             f"--target={request.target}: plans are compiled in a process of their own, which loads other plugins: "
-            f"{changes[0]}; name them in the config's `plugins`, or start with JAX_PLATFORMS=cpu"
+            f"{changes[0]}; name them in the config's `plugins`{here}"
         )
     return make_plan(config, plugins, request.target)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
 
 _STRONGER = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
-_ERROR = 0.15  # of the closed form's memory, at most
+ERROR = 0.15  # of the closed form's memory, with room to spare: tests hold it to 0.10 on GPUs
 # The closed form's names of what a plan has among other causes; the rest is working memory.
 _CAUSES = {
     "parameters": "parameters", "optimizer": "optimizer", "batch": "batch", "gradients": "gradients",
@@ -82,7 +82,7 @@ class Shortage:
             mesh={axis: found.parallelism.get(axis, 1) for axis in MESH_AXES},
             batch_size=training.batch_size,
             accumulation=training.gradient_accumulation_steps,
-            excess=int(found.memory_per_gpu * (1 - _ERROR)) - capacity,
+            excess=int(found.memory_per_gpu * (1 - ERROR)) - capacity,
             parts={cause: Part(size, "estimated") for cause, size in held.items()},
         )
 

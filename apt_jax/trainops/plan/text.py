@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from apt_jax.trainops.plan.memory import CAUSES
 from apt_jax.trainops.plan.plan import Plan, Remedy
@@ -140,10 +140,14 @@ def _remedies(remedies: Sequence[Remedy]) -> list[str]:
     return lines
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell."""
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] | None = None) -> list[str]:
+    """Columns as wide as their widest cell; those of `left` begin on the left, which None means of all."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    sides = ["<" if left is None or i in left else ">" for i in range(len(widths))]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _cut(text: str, width: int = WIDTH - 2) -> str:

@@ -21,8 +21,6 @@ from apt_jax.vgpu.quant.stored.tensors import leaves_of
 
 CONFIG = "config.json"
 DESCRIPTION = "quantization.json"
-WEIGHTS = "model.safetensors"
-GENERATION = "generation_config.json"
 VERSION = 1
 STACKED = "layers"
 

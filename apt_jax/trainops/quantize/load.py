@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +13,23 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from apt_jax.core.config import Config, validate
 from apt_jax.core.errors import AptError, ModelError, did_you_mean
 from apt_jax.core.logical import AxisRules
 from apt_jax.core.registry import Plugins, load_plugins
 from apt_jax.model.build import build_model
+from apt_jax.model.folder import open_tensors, read_json
+from apt_jax.model.hf import read_generation_config
+from apt_jax.model.hf.load import WEIGHTS
 from apt_jax.trainops.data import vocabulary
 from apt_jax.trainops.quantize import files
 from apt_jax.trainops.quantize.model import flat_params
 from apt_jax.vgpu.quant import FormatError, QTensor
 from apt_jax.vgpu.quant.stored.tensors import abstract_weight, fill, read_format, stored_dtype
+
+_NEEDED = "a quantised model cannot be read without it"
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,13 @@ def load_quantized(
       ModelError: a missing, damaged or foreign file or tensor, or a cut that would break blocks, by name.
     """
     folder = Path(folder)
-    description = _read_json(folder / files.DESCRIPTION)
+    description = read_json(folder / files.DESCRIPTION, _NEEDED)
     if description.get("version") != files.VERSION:
         raise ModelError(
             f"{folder / files.DESCRIPTION}: version {description.get('version')!r} cannot be read, only "
             f"{files.VERSION}; quantize the model again"
         )
-    config = validate(_read_json(folder / files.CONFIG), source=str(folder / files.CONFIG))
+    config = validate(read_json(folder / files.CONFIG, _NEEDED), source=str(folder / files.CONFIG))
     chosen = config.plugins
     plugins = plugins or load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
     vocab_size = _entry(folder, description, "vocab_size", int)
@@ -85,20 +89,19 @@ def load_quantized(
     axes = {path: param.get_metadata("logical_axes") for path, param in nnx.to_flat_state(state)}
     wanted = _abstract_params(folder, description, flat_params(abstract), plugins)
     sums = _entry(folder, description, "crc32", dict)
-    with _Weights(folder / files.WEIGHTS, sums) as weights:
+    with _Weights(folder / WEIGHTS, sums) as weights:
         parts = (part for path, param in wanted.items() for part in files.parts(path, param))
         weights.check(name for part in parts for name in part.names)
         params = {
             path: jax.device_put(weights.assemble(path, param), _place(param, axes[path], rules, path))
             for path, param in wanted.items()
         }
-    generation = folder / files.GENERATION
     return QuantizedModel(
         nnx.merge(graphdef, unflatten_dict(params)),
         vocabulary.load_kept(folder) if (folder / vocabulary.FOLDER).exists() else None,
         config,
         description,
-        _read_json(generation) if generation.is_file() else {},
+        read_generation_config(folder),
     )
 
 
@@ -148,12 +151,7 @@ class _Weights:
 
     def __init__(self, file: Path, sums: Mapping[str, int]):
         self._file, self._sums = file, sums
-        try:
-            self._open: Any = safe_open(file, framework="np")
-        except FileNotFoundError:
-            raise ModelError(f"{file}: no such file; quantize the model again") from None
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+        self._open = open_tensors(file)
 
     def __enter__(self) -> _Weights:
         self._open.__enter__()
@@ -197,18 +195,6 @@ class _Weights:
         if files.checksum(tensor) != self._sums.get(name):
             raise ModelError(f"{self._file}: tensor '{name}' is damaged (its checksum differs); copy the file again")
         return tensor
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; a quantised model cannot be read without it") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
-    return value
 
 
 def _entry(folder: Path, description: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -29,7 +29,7 @@ def quantize_model(
     """A model that shares what is not quantised with the given one, which stays as it is.
 
     Raises:
-      FormatError: see `apt_jax.vgpu.quant.stored.quantize_params`.
+      ConfigError, FormatError: see `apt_jax.vgpu.quant.stored.quantize_params`.
     """
     graphdef, state = nnx.split(model)
     params = quantize_params(nnx.to_pure_dict(state), rules, plugins, method=method, progress=progress)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,8 @@ from safetensors.numpy import save_file
 
 from apt_jax.core.config import Config, to_dict
 from apt_jax.core.errors import ModelError
+from apt_jax.model.folder import write_json, written_whole
+from apt_jax.model.hf.load import GENERATION, WEIGHTS
 from apt_jax.trainops.data import vocabulary
 from apt_jax.trainops.quantize import files
 from apt_jax.trainops.quantize.model import flat_params
@@ -45,34 +44,30 @@ def save_quantized(
       ModelError: the folder holds something, or cannot be written.
     """
     folder = check_out(folder)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    params = flat_params(model)
     try:
-        partial.mkdir(parents=True)
-        params = flat_params(model)
-        sums = _write_weights(partial / files.WEIGHTS, params)
-        _write_json(partial / files.CONFIG, to_dict(config))
-        description = {
-            "version": files.VERSION,
-            "origin": origin,
-            "method": method,
-            "vocab_size": model.vocab_size,
-            "weights": {
-                "/".join(map(str, path)): _describe(param)
-                for path, param in params.items()
-                if isinstance(param, QTensor)
-            },
-            "crc32": sums,
-        }
-        _write_json(partial / files.DESCRIPTION, description)
-        if generation_config:
-            _write_json(partial / files.GENERATION, generation_config)
-        if tokenizer is not None:
-            vocabulary.keep(tokenizer, partial)
-        partial.rename(folder)
+        with written_whole(folder) as partial:
+            sums = _write_weights(partial / WEIGHTS, params)
+            write_json(partial / files.CONFIG, to_dict(config))
+            description = {
+                "version": files.VERSION,
+                "origin": origin,
+                "method": method,
+                "vocab_size": model.vocab_size,
+                "weights": {
+                    "/".join(map(str, path)): _describe(param)
+                    for path, param in params.items()
+                    if isinstance(param, QTensor)
+                },
+                "crc32": sums,
+            }
+            write_json(partial / files.DESCRIPTION, description)
+            if generation_config:
+                write_json(partial / GENERATION, generation_config)
+            if tokenizer is not None:
+                vocabulary.keep(tokenizer, partial)
     except OSError as error:
         raise ModelError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -99,7 +94,3 @@ def _write_weights(file: Path, params: Mapping[tuple[Any, ...], Any]) -> dict[st
 
 def _describe(q: QTensor) -> dict[str, Any]:
     return {**describe_format(q.format), "axis": q.axis, "dtype": jnp.dtype(q.dtype).name}
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from apt_jax.model.generation import GenerationConfig, Generator
 from apt_jax.trainops.data.bundle import DataBundle, build_data
 from apt_jax.trainops.data.files import expand, kind_of
 from apt_jax.trainops.engine.objective import Objective
+from apt_jax.trainops.eval.evaluate import means_of
 
 if TYPE_CHECKING:
     from apt_jax.trainops.data.batches import Batches
@@ -83,9 +83,8 @@ class HeldOut:
         for sums in self._sums(model):
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
-        weight = totals["weight"]
-        nll = totals.get("nll", totals["loss"]) / weight  # without smoothing and z-loss
-        return Scores(totals["loss"] / weight, math.exp(min(nll, 700.0)), int(weight))
+        means = means_of(totals)
+        return Scores(means["eval_loss"], means["eval_perplexity"], int(means["eval_tokens"]))
 
     def each(self, model: Any) -> list[tuple[float, float]]:
         """(sum of losses, tokens) of each batch, to tell a difference from noise."""

@@ -10,8 +10,9 @@ Arguments go before the environment, the environment before `.vbrc`, and that be
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from apt_jax.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from apt_jax.vgpu.memory.tiers import VGPUStack, create_vgpu_stack
@@ -49,8 +50,4 @@ __all__ = [
     "enable_vb_optimization", "get_config", "get_stack", "is_enabled", "print_stats",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

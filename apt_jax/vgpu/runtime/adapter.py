@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from flax import nnx
 
 from apt_jax.core.config import default_config, validate
 from apt_jax.core.errors import ConfigError
-from apt_jax.vgpu.runtime.apply import quant_rules
-from apt_jax.vgpu.runtime.modes import find_mode
+from apt_jax.core.registry import load_plugins
+from apt_jax.vgpu.runtime.apply import adapt
+from apt_jax.vgpu.runtime.modes import apply_mode, find_mode
 from apt_jax.vgpu.runtime.switch import get_config
 
 
@@ -57,32 +57,15 @@ class VirtualBlackwellAdapter:
         """
         if not isinstance(model, nnx.Module):
             raise ConfigError(f"enable_vb_optimization: {type(model).__name__} is no flax.nnx.Module")
+        wanted = default_config()
+        wanted.update_from_flattened_dict({"vgpu.enabled": True, "vgpu.mode": self.mode, "vgpu.recipe": self.recipe})
+        config = apply_mode(validate(wanted))
+        changes = adapt(model, config, load_plugins(enabled=(), disabled=("*",), plugins_dir=None))
         values = dict(find_mode(self.mode).values)
-        changes: list[str] = []
         if hasattr(model, "remat_policy"):
-            changes += _recompute(model, values.pop("model.remat_policy", "none"))
-        changes += self._quantize(model)
+            values.pop("model.remat_policy", None)
         left = tuple(f"{key}={value}: set it in the config of the run" for key, value in values.items())
         return Adapted(model, self.mode, tuple(changes), left)
-
-    def _quantize(self, model: Any) -> Sequence[str]:
-        config = validate(default_config())
-        vgpu = replace(config.vgpu, enabled=True, mode=self.mode, recipe=self.recipe)
-        rules = quant_rules(replace(config, vgpu=vgpu))
-        if rules is None:
-            return ()
-        from apt_jax.core.registry import load_plugins
-        from apt_jax.vgpu.quant.dot import install
-
-        done = install(model, rules, load_plugins(enabled=(), disabled=("*",), plugins_dir=None))
-        return done.text().splitlines()
-
-
-def _recompute(model: Any, policy: str) -> list[str]:
-    if policy == "none" or model.remat_policy != "none":  # one that was chosen stays
-        return []
-    model.remat_policy = policy
-    return [f"remat_policy: none -> {policy}"]
 
 
 def enable_vb_optimization(model: nnx.Module, mode: str | None = None, **settings: Any) -> nnx.Module:

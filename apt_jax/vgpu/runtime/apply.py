@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from apt_jax.core.config import Config
-from apt_jax.vgpu.runtime.modes import PROJECTIONS, apply_mode, find_mode
+from apt_jax.vgpu.runtime.modes import apply_mode, find_mode
 from apt_jax.vgpu.runtime.switch import settings_for
+
+if TYPE_CHECKING:
+    from apt_jax.core.registry import Plugins
 
 
 def configure(config: Config) -> Config:
@@ -24,4 +28,36 @@ def quant_rules(config: Config) -> list[tuple[str, str]] | None:
     """The mode's rules for quantized matmuls; None where it has none."""
     if not config.vgpu.enabled or not find_mode(config.vgpu.mode).quantizes:
         return None
+    from apt_jax.vgpu.quant.rules import PROJECTIONS
+
     return [(PROJECTIONS, config.vgpu.recipe)]
+
+
+def adapt(model: Any, config: Config, plugins: Plugins) -> list[str]:
+    """Changes a model, in place, to what a configured config says; done again, it changes nothing more.
+
+    Layers that are quantized already stay so, in whatever recipe. `model.quantization` tells what was installed.
+
+    Args:
+      model: an NNX module, built, or abstract under `nnx.eval_shape`.
+      config: with its mode applied.
+      plugins: whose rules and number formats hold.
+
+    Returns:
+      A line for each change.
+
+    Raises:
+      ConfigError: a rule that no layer uses, or an unknown recipe.
+    """
+    changes: list[str] = []
+    policy = config.model.remat_policy
+    if policy != "none" and getattr(model, "remat_policy", None) == "none":  # one that was chosen stays
+        model.remat_policy = policy
+        changes.append(f"remat_policy: none -> {policy}")
+    rules = plugins.transform("apt_quant_rules", config=config)
+    if rules and getattr(model, "quantization", None) is None:
+        from apt_jax.vgpu.quant.dot import install
+
+        model.quantization = install(model, rules, plugins)
+        changes += model.quantization.text().splitlines()
+    return changes

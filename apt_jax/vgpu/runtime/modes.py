@@ -9,9 +9,6 @@ from typing import Any
 from apt_jax.core.config import Config, default_config, to_config_dict, validate
 from apt_jax.core.errors import ConfigError, unknown_name
 
-# What may be quantized: every projection inside of the layers. Embedding, head and norms stay as they are.
-PROJECTIONS = r"layers/.*"
-
 
 @dataclass(frozen=True)
 class Mode:

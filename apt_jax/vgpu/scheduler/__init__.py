@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from apt_jax.core.lazy import lazy_exports
 
 # Name -> module, imported when the name is first used.
 _PUBLIC = {
@@ -22,14 +21,4 @@ _PUBLIC = {
 
 __all__ = [*_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]  # names of __getattr__
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _PUBLIC)

@@ -25,7 +25,7 @@ from apt_jax.vgpu.scheduler.step import make_step
 
 GPU_MEMORY_GB = 80.0  # of the device that is meant when none is named
 _OUTSIDE = 1.5 * 2**30  # bytes: CUDA's context, NCCL's buffers, cuBLAS
-_MARGIN = 0.95  # of the rest: the estimate may be off
+FILL = 0.95  # of what is left, or of a device's memory as jax has it: the estimate may be off
 _MOST_GPUS = 2**17
 _HOST = 8  # GPUs that tensor parallelism stays within
 _LARGEST_RECOMMENDED = 512  # sequences
@@ -176,7 +176,7 @@ def quick_estimate(
 
 def usable(gpu_memory_gb: float) -> float:
     """Bytes of a GPU of that many GB that an estimate may fill."""
-    return _MARGIN * (gpu_memory_gb * 1e9 - _OUTSIDE)
+    return FILL * (gpu_memory_gb * 1e9 - _OUTSIDE)
 
 
 class VGPUResourceEstimator:
@@ -254,10 +254,7 @@ def _config(model: ModelConfig | Config | str | None, size: str | None) -> Confi
 
 def _devices(layout: DistributedConfig) -> int:
     sizes = (getattr(layout, f"{'pipeline' if axis == 'pipe' else axis}_parallel") or 1 for axis in MESH_AXES)
-    product = 1
-    for size in sizes:
-        product *= size
-    return layout.world_size or product
+    return layout.world_size or math.prod(sizes)
 
 
 def _estimate(config: Config, mesh: Mesh, num_params: int, vocab_size: int | None) -> Estimate:

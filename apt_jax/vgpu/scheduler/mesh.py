@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from apt_jax.core.layout import DEFAULT_RULES, MESH_AXES, Layout
@@ -33,6 +33,11 @@ class Mesh:
         """The mesh of a resolved layout."""
         return cls(**layout.sizes, zero_stage=layout.zero_stage, sequence_parallel=layout.sequence_parallel)
 
+    @classmethod
+    def sized(cls, sizes: Mapping[str, int]) -> Mesh:
+        """With so many devices along the axes; all else is the default."""
+        return cls.of(Layout(dict(sizes), "hybrid"))
+
     @property
     def devices(self) -> int:
         """All of them."""
@@ -50,12 +55,15 @@ class Mesh:
           shape, axes: the parameter's.
           without: mesh axes that do not cut it.
         """
-        used, ways = set(without), 1
-        for axis in axes:
-            mine = [name for name in DEFAULT_RULES.get(axis, ()) if name not in used]
-            used.update(mine)
-            ways *= math.prod(getattr(self, name) for name in mine)
-        return math.prod(shape) // ways
+        return math.prod(shape) // math.prod(map(math.prod, self._cuts(axes, without)))
+
+    def divides(self, shape: Sequence[int], axes: Sequence[str]) -> bool:
+        """Whether a parameter can be cut so; training refuses what cannot.
+
+        Args:
+          shape, axes: the parameter's.
+        """
+        return all(size % math.prod(cuts) == 0 for size, cuts in zip(shape, self._cuts(axes), strict=True))
 
     def pieces(self, shape: Sequence[int], axes: Sequence[str]) -> int:
         """Pieces of an array that belongs to a parameter but has other sizes.
@@ -64,15 +72,20 @@ class Mesh:
           shape: the array's; each axis is cut by the leading mesh axes that divide it.
           axes: the parameter's.
         """
-        used: set[str] = set()
         pieces = 1
-        for size, axis in zip(shape, axes, strict=True):
-            mine = [name for name in DEFAULT_RULES.get(axis, ()) if name not in used]
-            used.update(mine)
+        for size, cuts in zip(shape, self._cuts(axes), strict=True):
             ways = 1
-            for name in mine:
-                if size % (ways * getattr(self, name)):
+            for cut in cuts:
+                if size % (ways * cut):
                     break
-                ways *= getattr(self, name)
+                ways *= cut
             pieces *= ways
         return pieces
+
+    def _cuts(self, axes: Sequence[str], without: Sequence[str] = ()) -> Iterator[list[int]]:
+        """Sizes of the mesh axes that cut each axis of an array, which a mesh axis serves once."""
+        used = set(without)
+        for axis in axes:
+            mine = [name for name in DEFAULT_RULES.get(axis, ()) if name not in used]
+            used.update(mine)
+            yield [getattr(self, name) for name in mine]

@@ -80,6 +80,10 @@ BROKEN = [
         "8 with context_method=ulysses cuts a row of 252 tokens into 8 pieces",
     ),
     (
+        {"context_parallel": 8, "tensor_parallel": 2, "context_method": "ulysses"},
+        "ulysses cannot share 4 heads (model.num_attention_heads ÷ tensor_parallel) among 8 devices; use a divisor of",
+    ),
+    (
         {"context_parallel": 3, "context_method": "allgather"},
         "context_method=allgather cuts a row of 256 tokens into 6",
     ),

@@ -335,7 +335,7 @@ def test_a_record_of_bytes_is_located(tmp_path):
 
 @pytest.mark.parametrize(
     ("factory", "module", "extra"),
-    [(parquet_source, "pyarrow", "parquet"), (array_record_source, "array_record.python", "array_record")],
+    [(parquet_source, "pyarrow", "parquet"), (array_record_source, "array_record.python", "array-record")],
 )
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, factory, module, extra):
     (tmp_path / "a").write_text("x")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -22,6 +25,7 @@ from apt_jax.trainops.distributed.rules import (
     state_shardings,
     without,
 )
+from apt_jax.vgpu.scheduler.mesh import Mesh
 
 
 def rules_of(extra=None, *, sequence_parallel=False, **sizes):
@@ -122,6 +126,35 @@ def test_a_slot_of_another_shape_stays_whole(rules):
     placed = param_shardings(rules, params, {"w": ("embed", "mlp")})
     where = state_shardings(rules, optax.scale_by_factored_rms(), params, placed)
     assert where.v_row["w"].is_fully_replicated and where.v_col["w"].is_fully_replicated
+
+
+@pytest.mark.parametrize("axes", [("vocab", "embed"), ("layers", "embed", "mlp")])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"fsdp": 4, "pipe": 2}, {"fsdp": 2, "pipe": 4}, {"tensor": 4, "fsdp": 2}, {"tensor": 2, "fsdp": 2, "pipe": 2}],
+    ids=str,
+)
+def test_the_closed_form_cuts_scales_as_training_does(sizes, axes):
+    """`Mesh.pieces` says without jax what `state_shardings` does with a slot of other sizes than its parameter's."""
+    params = {"w": jax.ShapeDtypeStruct((8,) * len(axes), jnp.float32)}
+    rules = rules_of(**sizes)
+    placed = param_shardings(rules, params, {"w": axes})
+    for shape in itertools.product([1, 2, 4, 6], repeat=len(axes)):
+        scales = optax.GradientTransformation(lambda p, s=shape: {"w": jnp.zeros(s)}, lambda u, s, p=None: (u, s))
+        slot = state_shardings(rules, scales, params, placed)["w"]
+        found = math.prod(shape) // math.prod(slot.shard_shape(shape))
+        assert found == Mesh(**sizes).pieces(shape, axes), shape
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 4, "pipe": 2}, {"tensor": 4, "fsdp": 2}, {"tensor": 2, "data": 4}], ids=str)
+def test_the_closed_form_refuses_what_training_does(sizes):
+    """`Mesh.divides` says without jax whether `AxisRules.spec` takes a parameter."""
+    rules, mesh = rules_of(**sizes), Mesh.sized({**dict.fromkeys(MESH_AXES, 1), **sizes})
+    for axes in (("vocab", "embed"), ("layers", "embed", "mlp"), ("rank", "heads")):
+        for shape in itertools.product([1, 2, 4, 6, 8], repeat=len(axes)):
+            refused = nullcontext() if mesh.divides(shape, axes) else pytest.raises(ConfigError, match="do not divide")
+            with refused:
+                rules.spec(axes, shape)
 
 
 def test_axes_that_do_not_match_a_shape_name_the_parameter(rules):

@@ -13,9 +13,11 @@ from apt_jax.core.config.schema import ModelConfig, TrainingConfig
 from apt_jax.core.errors import AptError
 from apt_jax.core.registry import load_plugins
 from apt_jax.trainops.engine import ExtremeScaleTrainer
-from apt_jax.trainops.extreme.axes import divides, divisors, factorisations, read_axes
-from apt_jax.trainops.extreme.choose import FILL
-from apt_jax.vgpu.scheduler import estimate
+from apt_jax.trainops.extreme.axes import read_axes
+from apt_jax.trainops.extreme.base import read_model
+from apt_jax.trainops.extreme.choose import Machine, allowed_layouts
+from apt_jax.vgpu.scheduler import estimate, find_device
+from apt_jax.vgpu.scheduler.estimator import FILL
 
 PLUGINS = load_plugins(disabled=("*",))
 FULL = {"data": 3125, "fsdp": 4, "tensor": 8}
@@ -145,19 +147,28 @@ def test_a_machine_that_no_layout_fits_is_told_from_one_that_does():
         assert math.prod(make(world_size=world_size).sizes.values()) == world_size
 
 
-def test_factorisations_are_all_there_are():
+def test_allowed_layouts_are_all_there_are():
     model = ModelConfig(architecture="llama", hidden_size=48, num_layers=6, num_attention_heads=4,
                         num_key_value_heads=2, intermediate_size=96, vocab_size=96)  # fmt: skip
-    found = factorisations(24, model, 96, 64, {}, 8)
+    base, machine = read_model(model, sequence_length=64), Machine(find_device("h100", PLUGINS), 24)
+    found = allowed_layouts(base, machine, {})
     by_hand = [
         (pipe, 24 // (pipe * fsdp * tensor), fsdp, tensor)
         for pipe in (1, 2, 3, 6) for tensor in (1, 2) for fsdp in range(1, 25)
         if 24 % (pipe * fsdp * tensor) == 0 and 48 % (fsdp * pipe) == 0
     ]  # fmt: skip
     assert sorted((s["pipe"], s["data"], s["fsdp"], s["tensor"]) for s in found) == sorted(by_hand)
-    assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
-    whole = dict.fromkeys(("pipe", "data", "fsdp", "expert", "tensor"), 1)
-    assert divides({**whole, "context": 4}, model, 96, 64) and not divides({**whole, "context": 5}, model, 96, 64)
+    assert {sizes["context"] for sizes in allowed_layouts(base, machine, {"context": 4})} == {4}
+    assert not allowed_layouts(base, machine, {"context": 3})  # a row of 64 is not cut in six
+
+
+def test_options_are_part_of_what_divides():
+    groups = {"pipeline_schedule": "interleaved", "pipeline_chunks": 2}
+    assert make("1T", 65_536, groups).sizes["pipe"] == 1  # of 654 = 2·3·109 layers two stages have no two groups each
+    row = {"context": 8, "context_method": "ulysses"}  # a ring would need twice as many pieces
+    found = make("7B", 64, row, sequence_length=1000)
+    assert found.sizes["context"] == 8
+    assert found.config.model.num_attention_heads % (8 * found.sizes["tensor"]) == 0  # each has heads of its own
 
 
 def test_names():

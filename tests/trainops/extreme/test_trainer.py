@@ -41,7 +41,6 @@ def make(world_size, axes, **options):
 
 @pytest.fixture(scope="module")
 def small():
-    assert jax.device_count() == 8  # from here on jax of this process is in use, on the CPU alone
     trainer = make(8, AXES, faults=Faults(mtbf_hours=10.0, checkpoint_seconds=5.0))
     return trainer, trainer.plan()
 
@@ -49,7 +48,6 @@ def small():
 def test_a_plan_of_the_real_step(small):
     trainer, found = small
     plan = found.plan
-    assert compiling.can_compile_here(trainer.target)
     assert plan.mesh == trainer.sizes and plan.fits and found.fits and found.advice == ""
     assert (plan.devices, plan.batch_size, plan.target) == (8, 16, "cpu:8")
     assert {place.axis: place.link for place in found.placement.axes} == dict(plan.levels)
@@ -90,13 +88,30 @@ def test_what_does_not_fit_comes_with_what_does(small, monkeypatch):
     assert str(tight).endswith(f"by the closed form this would fit: {tight.advice}")
 
 
-def test_more_devices_than_this_process_has_are_compiled_for_in_another(small):
-    _, here = small
-    trainer = make(16, {**AXES, "data": 4})
-    assert not compiling.can_compile_here(trainer.target)
-    plan = trainer.plan().plan
+def test_another_process_compiles_the_same(small):
+    trainer, found = small
+    here = make_plan(trainer.config, PLUGINS, trainer.target)
+    assert found.plan == replace(here, seconds=found.plan.seconds)
+
+
+def test_more_devices_than_this_process_has(small):
+    _, few = small
+    plan = make(16, {**AXES, "data": 4}).plan().plan
     assert plan.devices == 16 and plan.mesh["data"] == 4 and jax.device_count() == 8
-    assert plan.parts["parameters"] == here.plan.parts["parameters"]
+    assert plan.parts["parameters"] == few.plan.parts["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("platforms", "target", "here"),
+    [("cpu", "h100:16", True), ("cpu", "cpu:8", False), (None, "h100:16", False), ("cuda,cpu", "h100:16", False)],
+)
+def test_where_a_plan_is_compiled(platforms, target, here):
+    given = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", platforms)
+        assert compiling.can_compile_here(parse_target(target, PLUGINS)) == here
+    finally:
+        jax.config.update("jax_platforms", given)
 
 
 def test_errors_come_back_from_the_other_process():

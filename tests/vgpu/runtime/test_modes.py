@@ -13,6 +13,7 @@ from apt_jax.core.config import default_config, diff, parse_command_line, valida
 from apt_jax.core.configured import configured
 from apt_jax.core.errors import ConfigError
 from apt_jax.core.registry import load_plugins
+from apt_jax.vgpu.quant.dot import QuantizedDot, find_recipe
 from apt_jax.vgpu.runtime.modes import MODES, apply_mode, kept
 
 PLUGINS = load_plugins(disabled=("*",))
@@ -86,7 +87,50 @@ def test_a_built_model_is_adapted(capsys):
     assert model.remat_policy == "full"
     out = capsys.readouterr().out
     assert "remat_policy: none -> full" in out and "training.mixed_precision=bf16" in out
+    assert vb.VirtualBlackwellAdapter("memory").adapt(model).changes == (), "done once"
     with pytest.raises(ConfigError, match=r"no flax\.nnx\.Module"):
         vb.enable_vb_optimization(nnx)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="turbo"):
         vb.VirtualBlackwellAdapter("turbo")
+
+
+TEXTS = [f"a text of some words, number {i}, and {i + 1}" for i in range(60)]
+
+
+def given_model():
+    return APTModel(hidden_size=32, num_layers=2, num_attention_heads=2, intermediate_size=64,
+                    max_position_embeddings=32, vocab_size=512)  # fmt: skip
+
+
+def trained_on(model, *options):
+    config = config_with("--config.data.tokenizer=bpe", "--config.data.tokenizer_vocab_size=300",
+                         "--config.training.mixed_precision=fp32", *options)  # fmt: skip
+    trainer = Trainer(model, TEXTS, config=config, plugins=PLUGINS)
+    return trainer, trainer.train()["final"]["loss"]
+
+
+SPEED = ("--config.vgpu.enabled=true", "--config.vgpu.mode=speed")
+
+
+def test_a_given_model_is_adapted_for_the_run_and_stays_as_it_is(capfd):
+    model = given_model()
+    _, plain = trained_on(model)
+    assert "matmuls" not in capfd.readouterr().out
+    trainer, loss = trained_on(model, *SPEED)
+    assert "matmuls: nvfp4: emulated; cpu has no FP4 units (layers" in capfd.readouterr().out
+    assert trainer.model.layers.mlp.up.dot_general == QuantizedDot(find_recipe("nvfp4"), "layers/mlp/up")
+    assert not hasattr(model, "quantization") and not isinstance(model.layers.mlp.up.dot_general, QuantizedDot)
+    assert loss != plain and loss == pytest.approx(plain, rel=0.05)
+    trained_on(trainer.model, *SPEED)  # what was trained is trained on
+    assert trainer.model.remat_policy == "none"
+    trainer, _ = trained_on(model, "--config.vgpu.enabled=true", "--config.vgpu.mode=memory")
+    assert trainer.model.remat_policy == "full" and model.remat_policy == "none"
+
+
+def test_a_model_that_was_adapted_keeps_its_recipe_and_the_run_says_which(capfd):
+    model = vb.enable_vb_optimization(given_model(), "speed", recipe="mxfp8")
+    assert vb.VirtualBlackwellAdapter("speed").adapt(model).changes == ()
+    for options in ((), SPEED):
+        trainer, _ = trained_on(model, *options)
+        assert trainer.model.layers.mlp.up.dot_general.recipe.name == "mxfp8"
+        assert "matmuls: mxfp8: emulated; cpu has no FP8 units (layers" in capfd.readouterr().out

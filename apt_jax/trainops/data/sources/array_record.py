@@ -24,7 +24,7 @@ class ArrayRecordSource:
             from grain.sources import ArrayRecordDataSource
         except ImportError as error:
             raise DataError(
-                f"{files[0]}: reading ArrayRecord needs array_record; pip install 'apt-jax[array_record]'"
+                f"{files[0]}: reading ArrayRecord needs array_record; pip install 'apt-jax[array-record]'"
             ) from error
         self._paths, self._reader = tuple(files), reader
         self._files = []

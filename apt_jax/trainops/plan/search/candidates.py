@@ -25,7 +25,7 @@ _RULES: Mapping[str, Reason] = {
     "training.distributed.tensor_parallel": "heads or SwiGLU not divided by the tensor axis",
     "training.distributed.pipeline_parallel": "layers not divided by the pipeline stages",
     "training.distributed.pipeline_chunks": "layers not divided by the stages' groups of layers",
-    "training.distributed.context_parallel": "row not divided by the context axis",
+    "training.distributed.context_parallel": "row or heads not divided by the context axis",
     "training.distributed.sequence_parallel": "row not divided by the tensor axis",
     "model.attention_kernel": "attention kernel that cannot run on a cut row",
 }

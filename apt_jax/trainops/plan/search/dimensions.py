@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apt_jax.core.config import Config
+from apt_jax.core.layout import divisors
 from apt_jax.vgpu.scheduler.devices import Target
 
 Values = Mapping[str, Any]  # config key -> value
@@ -78,12 +79,6 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("schedule", pipeline_schedules),
 )
 NOT_SEARCHED = "not searched: what changes numerics, as training.optimizer=adamw8bit and vgpu.mode (apt-jax vb report)"
-
-
-def divisors(number: int) -> list[int]:
-    """Ascending."""
-    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
-    return small + [number // n for n in reversed(small) if n * n != number]
 
 
 def factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:

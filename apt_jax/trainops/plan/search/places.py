@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 from jax.sharding import Mesh
 
 from apt_jax.core.config.schema import ModelConfig
 from apt_jax.core.errors import ConfigError
-from apt_jax.core.layout import DEFAULT_RULES, MESH_AXES
-from apt_jax.core.logical import AxisRules
+from apt_jax.core.layout import MESH_AXES
 from apt_jax.trainops.distributed.mesh import make_mesh
+from apt_jax.trainops.distributed.report import DescribedDevice
 from apt_jax.trainops.plan.network import Network
 from apt_jax.vgpu.scheduler.devices import Target
+from apt_jax.vgpu.scheduler.mesh import Mesh as MeshSizes
 from apt_jax.vgpu.scheduler.shapes import parameters
 
 NOT_CUT = "parameters not divided by the mesh"
 ACROSS_SLICES = "inner axes across slices"
-
-
-@dataclass(frozen=True)
-class Place:
-    """What `make_mesh` asks of a device; `coords` in the torus of a TPU."""
-
-    id: int
-    slice_index: int
-    platform: str
-    coords: tuple[int, ...] = ()
-    process_index: int = 0
-    core_on_chip: int = 0
-    device_kind: str = ""
 
 
 class Places:
@@ -66,11 +53,8 @@ class Places:
         return self._networks[key]
 
     def _find_reason(self, sizes: Mapping[str, int]) -> str | None:
-        rules = AxisRules(SimpleNamespace(shape=sizes), DEFAULT_RULES)  # pyright: ignore[reportArgumentType]
-        try:
-            for tensor in self._tensors:
-                rules.spec(tensor.axes, tensor.shape)
-        except ConfigError:
+        cut = MeshSizes.sized(sizes)
+        if not all(cut.divides(tensor.shape, tensor.axes) for tensor in self._tensors):
             return NOT_CUT
         try:
             self._mesh(sizes)
@@ -82,7 +66,7 @@ class Places:
         return make_mesh(sizes, self._devices, slices=self._slices)
 
 
-def _places(target: Target) -> Iterator[Place]:
+def _places(target: Target) -> Iterator[DescribedDevice]:
     each, platform = target.count // target.slices, target.device.platform
     for i in range(target.count):
         slice_index, inside = divmod(i, each)
@@ -90,11 +74,11 @@ def _places(target: Target) -> Iterator[Place]:
         if platform == "tpu":
             shape = (*target.topology, 1, 1)[:3]
             coords = tuple(map(int, np.unravel_index(inside, shape)))
-        yield Place(i, slice_index, platform, coords)
+        yield DescribedDevice(i, platform, slice_index=slice_index, coords=coords)
 
 
 def ring(sizes: Mapping[str, int], axis: str) -> tuple[tuple[int, int], ...]:
     """(source, target) positions of a permute by one along a mesh axis."""
-    positions = np.arange(int(np.prod([sizes[a] for a in MESH_AXES]))).reshape([sizes[a] for a in MESH_AXES])
+    positions = np.arange(math.prod(sizes.values())).reshape([sizes[a] for a in MESH_AXES])
     onward = np.roll(positions, -1, axis=MESH_AXES.index(axis))
     return tuple(zip(positions.reshape(-1).tolist(), onward.reshape(-1).tolist(), strict=True))

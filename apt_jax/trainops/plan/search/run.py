@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from apt_jax.core.config import Config
 from apt_jax.core.errors import AptError, ConfigError
 from apt_jax.trainops.engine.setup import resolve_dtype
+from apt_jax.trainops.plan.changes import ERROR
 from apt_jax.trainops.plan.compiled import vocabulary
 from apt_jax.trainops.plan.make import make_plan, short_dtype
 from apt_jax.trainops.plan.plan import Plan
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
 
 COMPILE_BEST = 8
-ERROR = 0.15  # of the closed form's memory, at most; see `tests/vgpu/scheduler`
 SLOWEST = 1.5  # times the fastest bound: what is slower still is no choice, however little memory it takes
 TOO_LARGE = "too large by the closed form"
 SURELY_TOO_LARGE = f"{TOO_LARGE}, even if that is {ERROR:.0%} too high"

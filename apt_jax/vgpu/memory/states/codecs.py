@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from apt_jax.core.logical import target_platform
 from apt_jax.vgpu.memory.states.sizes import BLOCK
+from apt_jax.vgpu.quant.formats.blocks import Blocks
 
 _WEYL = 2654435769  # 2³² / golden ratio: its multiples fill [0, 2³²) evenly, whatever their number
 _SHIFT = 1779033703  # another odd number: neighbours are rounded at different thresholds
@@ -57,10 +57,10 @@ class Codec:
 
 def _encode_int8(x: jax.Array, step: jax.Array) -> Stored:
     del step
-    blocks = _blocks(x)
-    scales = _largest(jnp.abs(blocks)) / 127
-    codes = jnp.clip(jnp.round(blocks / _divisor(scales)), -127, 127).astype(jnp.int8)
-    return Stored(_joined(codes, x.shape[-1]), scales)
+    blocks, split = _split(x)
+    scales = blocks.amax(split) / 127
+    codes = jnp.clip(jnp.round(split / blocks.expand(_divisor(scales))), -127, 127).astype(jnp.int8)
+    return Stored(_joined(blocks, codes, x.shape[-1]), scales)
 
 
 def _decode_int8(stored: Stored) -> jax.Array:
@@ -69,11 +69,11 @@ def _decode_int8(stored: Stored) -> jax.Array:
 
 def _encode_sqrt_uint8(x: jax.Array, step: jax.Array) -> Stored:
     del step
-    roots = _blocks(jnp.sqrt(x))
-    scales = _largest(roots) / 255
+    blocks, roots = _split(jnp.sqrt(x))
+    scales = blocks.amax(roots) / 255
     # Never 0, as an update is divided by it: what is below a 255th of the largest is taken for that.
-    codes = jnp.clip(jnp.round(roots / _divisor(scales)), 1, 255).astype(jnp.uint8)
-    return Stored(_joined(codes, x.shape[-1]), scales)
+    codes = jnp.clip(jnp.round(roots / blocks.expand(_divisor(scales))), 1, 255).astype(jnp.uint8)
+    return Stored(_joined(blocks, codes, x.shape[-1]), scales)
 
 
 def _decode_sqrt_uint8(stored: Stored) -> jax.Array:
@@ -99,37 +99,26 @@ BF16 = Codec(lambda x, step: Stored(x.astype(jnp.bfloat16)), lambda stored: stor
 BF16_DITHER = Codec(_dither_bf16, BF16.decode)
 
 
-def _blocks(x: jax.Array) -> jax.Array:
+def _split(x: jax.Array) -> tuple[Blocks, jax.Array]:
     """[..., n] as [..., blocks, numbers], zeros after the end of a last block that is not full."""
     n = x.shape[-1]
-    size = min(BLOCK, n)
-    if missing := -n % size:
+    blocks = Blocks((-1,), min(BLOCK, n))
+    if missing := -n % min(BLOCK, n):
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
-    return x.reshape(*x.shape[:-1], -1, size)
+    return blocks, blocks.split(x)
 
 
-def _joined(blocks: jax.Array, n: int) -> jax.Array:
-    flat = blocks.reshape(*blocks.shape[:-2], -1)
+def _joined(blocks: Blocks, split: jax.Array, n: int) -> jax.Array:
+    flat = blocks.join(split)
     return flat if flat.shape[-1] == n else flat[..., :n]
 
 
 def _scaled(stored: Stored) -> jax.Array:
     assert stored.scales is not None
-    blocks = _blocks(stored.codes.astype(jnp.float32)) * stored.scales[..., None]
-    return _joined(blocks, stored.codes.shape[-1])
-
-
-def _largest(blocks: jax.Array) -> jax.Array:
-    """The largest number of each block; not finite where one of them is not.
-
-    XLA:CPU's max may pass over NaN. Elsewhere it does not, and a second look would cost memory: XLA for GPUs then
-    writes float32 moments out instead of forming them twice.
-    """
-    if target_platform() == "cpu":
-        blocks = jnp.where(jnp.isnan(blocks), jnp.inf, blocks)
-    return jnp.max(blocks, axis=-1)
+    blocks, codes = _split(stored.codes.astype(jnp.float32))
+    return _joined(blocks, codes * blocks.expand(stored.scales), stored.codes.shape[-1])
 
 
 def _divisor(scales: jax.Array) -> jax.Array:
     """Scales to divide by: 1 for a block of zeros. What is not finite stays so, and is seen after decoding."""
-    return jnp.where(scales == 0, 1, scales)[..., None]
+    return jnp.where(scales == 0, 1, scales)

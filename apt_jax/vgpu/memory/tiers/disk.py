@@ -20,7 +20,6 @@ from urllib.parse import quote
 import numpy as np
 import tensorstore as ts
 
-from apt_jax.vgpu.memory.tiers.memory_spaces import as_numpy
 from apt_jax.vgpu.memory.tiers.tier import Home, Leaf, TierError
 
 # A spilled value does not outlive its process, so nothing waits for the disk itself; the stack is the only cache.
@@ -75,7 +74,7 @@ class Disk:
             temporary.mkdir()  # fails if the tier's folder is gone; TensorStore would create it anew
             pending = []
             for index, (leaf, (shape, dtype)) in enumerate(zip(leaves, stored.arrays, strict=True)):
-                array = as_numpy(leaf).view(_stored_dtype(dtype))
+                array = np.asarray(leaf).view(_stored_dtype(dtype))
                 store = ts.open(self._spec(temporary, index, shape, dtype), create=True, context=self._context)
                 pending.append(store.result().write(array))
             for future in pending:

@@ -85,8 +85,3 @@ def _put(leaf: Leaf, place: jax.sharding.Sharding) -> jax.Array:
     copy = buffer[start : start + leaf.nbytes].view(leaf.dtype).reshape(leaf.shape)
     copy[...] = leaf
     return jax.device_put(copy, place)
-
-
-def as_numpy(leaf: Leaf) -> np.ndarray:
-    """The array in host memory, without a copy where there is one already."""
-    return leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf)

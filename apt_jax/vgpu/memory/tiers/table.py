@@ -105,8 +105,9 @@ class TieredTable:
             chosen = np.fromiter(last.values(), np.int64, len(last))
         for block, places, local in self._blocks(flat, chosen):
             key = self._key(block)
-            changed = _put(self._stack.get(key, pin=True), flat_rows, places, local, add=add)
+            block_rows = self._stack.get(key, pin=True)
             try:
+                changed = _put(block_rows, flat_rows, places, local, add=add)
                 self._stack.put(key, jax.block_until_ready(changed))
             finally:
                 self._stack.unpin(key)

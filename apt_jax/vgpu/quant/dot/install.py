@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
-from apt_jax.core.errors import ConfigError
 from apt_jax.vgpu.quant.dot.dot import QuantizedDot
 from apt_jax.vgpu.quant.dot.einsum import QuantizedEinsum
 from apt_jax.vgpu.quant.dot.hardware import explain
 from apt_jax.vgpu.quant.dot.recipe import Recipe, find_recipe
 from apt_jax.vgpu.quant.errors import FormatError
+from apt_jax.vgpu.quant.rules import assign
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
@@ -51,25 +50,19 @@ def install(model: nnx.Module, rules: Sequence[Any], plugins: Plugins | None = N
 
     Args:
       model: built, or abstract under `nnx.eval_shape`.
-      rules: (pattern, recipe) tried in order, the first whose regular expression matches the whole path, as
-        "layers/mlp/up", wins. A recipe is a `Recipe`, a name (see `find_recipe`), or None: left as it is.
+      rules: (pattern, recipe), see `apt_jax.vgpu.quant.rules`; a recipe is a `Recipe` or a name, see `find_recipe`.
       plugins: where number formats are looked up; None: the named recipes alone.
 
     Raises:
       ConfigError: a rule is no such pair, or is used by no layer.
       FormatError: a name that is neither a recipe nor a format.
     """
-    compiled = [_compile(rule, plugins) for rule in rules]
-    unused = {pattern.pattern for pattern, _ in compiled}
+    layers = dict(_layers(model))
     installed: list[tuple[str, Recipe]] = []
     skipped: list[tuple[str, str]] = []
     kept: list[str] = []
-    paths: list[str] = []
-    for path, module in _layers(model):
-        paths.append(path)
-        pattern, recipe = next((rule for rule in compiled if rule[0].fullmatch(path)), (None, None))
-        if pattern is not None:
-            unused.discard(pattern.pattern)
+    for path, recipe in assign(layers, rules, lambda wanted: find_recipe(wanted, plugins)).items():
+        module = layers[path]
         if recipe is None:
             kept.append(path)
         elif reason := _obstacle(module, recipe):
@@ -81,12 +74,6 @@ def install(model: nnx.Module, rules: Sequence[Any], plugins: Plugins | None = N
             else:
                 module.dot_general = dot
             installed.append((path, recipe))
-    for pattern, _ in compiled:
-        if pattern.pattern in unused:
-            raise ConfigError(
-                f"quantisation rule '{pattern.pattern}' applies to no layer; layers are {', '.join(paths) or 'none'}, "
-                "each taken by the first rule that matches its whole path"
-            )
     return Installation(tuple(installed), tuple(skipped), tuple(kept))
 
 
@@ -94,17 +81,6 @@ def _layers(model: nnx.Module) -> Iterator[tuple[str, Any]]:
     for path, module in nnx.iter_modules(model):
         if hasattr(module, "dot_general") or hasattr(module, "einsum_op"):
             yield "/".join(map(str, path)), module
-
-
-def _compile(rule: Any, plugins: Plugins | None) -> tuple[re.Pattern[str], Recipe | None]:
-    try:
-        pattern, recipe = rule
-        compiled = re.compile(pattern)
-    except (TypeError, ValueError, re.error) as error:
-        raise ConfigError(
-            f"quantisation rule {rule!r}: {error}; write (pattern, recipe), as ('layers/mlp/.*', 'nvfp4')"
-        ) from error
-    return compiled, None if recipe is None else find_recipe(recipe, plugins)
 
 
 def _obstacle(module: Any, recipe: Recipe) -> str | None:

@@ -115,8 +115,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def find_recipe(wanted: Any, plugins: Plugins | None = None) -> Recipe:
+def find_recipe(wanted: Any, plugins: Plugins | None = None, key: str = "") -> Recipe:
     """A recipe as it is, one of `RECIPES` by name, or weights alone in a format: given, or by its registered name.
+
+    Args:
+      key: of the config, where the name is from; begins the error.
 
     Raises:
       FormatError: there is neither; the line lists all.
@@ -131,7 +134,8 @@ def find_recipe(wanted: Any, plugins: Plugins | None = None) -> Recipe:
     if plugins is not None and wanted in formats:
         return weights_only(wanted, find_format(wanted, plugins))
     names = (*RECIPES, *(name for name in formats if name not in RECIPES))
+    start = f"{key}: " if key else ""
     raise FormatError(
-        f"unknown quantisation '{wanted}'{did_you_mean(str(wanted), names)}; recipes: {', '.join(RECIPES)}; "
+        f"{start}unknown quantisation '{wanted}'{did_you_mean(str(wanted), names)}; recipes: {', '.join(RECIPES)}; "
         f"number formats, for weights alone: {', '.join(sorted(set(formats) - set(RECIPES))) or 'none'}"
     )

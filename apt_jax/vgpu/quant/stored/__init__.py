@@ -5,6 +5,6 @@ params["layers"]["mlp"]["up"]["kernel"]                # a QTensor [L, K, N] in 
 """
 
 from apt_jax.vgpu.quant.stored.methods import METHODS, check_method, quantize_weight
-from apt_jax.vgpu.quant.stored.params import PROJECTIONS, path_of, quantize_params, select
+from apt_jax.vgpu.quant.stored.params import path_of, quantize_params, select
 
-__all__ = ["METHODS", "PROJECTIONS", "check_method", "path_of", "quantize_params", "quantize_weight", "select"]
+__all__ = ["METHODS", "check_method", "path_of", "quantize_params", "quantize_weight", "select"]

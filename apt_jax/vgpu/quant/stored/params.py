@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,13 @@ import jax
 from apt_jax.vgpu.quant.errors import FormatError
 from apt_jax.vgpu.quant.formats import Format, find_format
 from apt_jax.vgpu.quant.qtensor import QTensor
+from apt_jax.vgpu.quant.rules import assign
 from apt_jax.vgpu.quant.stored.methods import check_method, quantize_weight
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
 
 KERNEL = "kernel"
-# Every projection inside of the layers; embedding, head and norms, which suffer most, stay as they are.
-PROJECTIONS = r"layers/.*"
 
 Rule = tuple[str, str | Format | None]
 
@@ -36,13 +34,13 @@ def quantize_params(
     Args:
       params: nested mappings of arrays, as `nnx.to_pure_dict(nnx.state(model))`. A weight is a leaf named `kernel`,
         [..., K, N] with the contracted axis K; leading axes are layers.
-      rules: (pattern, format): the first whose pattern matches the whole path of the layer, as `layers/mlp/up`,
-        decides; None as format keeps the float weight. The format is a name or built with options.
+      rules: (pattern, format), see `apt_jax.vgpu.quant.rules`; the format is a name or built with options.
       method: see `METHODS`.
       progress: called with the path of each weight before it is quantised.
 
     Raises:
-      FormatError: unknown names, a broken pattern, or a weight that blocks do not fill; before any is quantised.
+      ConfigError: a broken rule, or one that applies to no layer.
+      FormatError: unknown names, or a weight that blocks do not fill. All before any is quantised.
     """
     chosen = select(params, rules, plugins, method=method)
 
@@ -63,24 +61,20 @@ def select(
     """Path of the layer -> its format, for those that get one; `params` may be abstract.
 
     Raises:
-      FormatError: see `quantize_params`.
+      ConfigError, FormatError: see `quantize_params`.
     """
     check_method(method)
-    compiled = [(_pattern(pattern), _format(format, plugins)) for pattern, format in rules]
+    flat = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, QTensor))
+    layers = {layer: leaf for path, leaf in flat if (layer := path_of(path)) is not None}
     chosen: dict[str, Format] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, QTensor)):
-        layer = path_of(path)
-        if layer is None or (format := _first(layer, compiled)) is None:
+    for layer, format in assign(layers, rules, lambda wanted: _format(wanted, plugins)).items():
+        if format is None:
             continue
+        leaf = layers[layer]
         if isinstance(leaf, QTensor):
             raise FormatError(f"{layer}: is quantised already, as {leaf.format}; start from the float weights")
         _check(layer, leaf, format, method)
         chosen[layer] = format
-    if not chosen:
-        raise FormatError(
-            f"no weight is named by the rules {', '.join(repr(pattern) for pattern, _ in rules)}; "
-            f"layers are called as {_example(params)}"
-        )
     return chosen
 
 
@@ -99,21 +93,5 @@ def _check(layer: str, leaf: Any, format: Format, method: str) -> None:
     jax.eval_shape(lambda w: check_method(method)(format, w, -2), weight)  # raises where the two do not go together
 
 
-def _first(layer: str, rules: Sequence[tuple[re.Pattern[str], Format | None]]) -> Format | None:
-    return next((format for pattern, format in rules if pattern.fullmatch(layer)), None)
-
-
-def _pattern(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise FormatError(f"'{pattern}' is no regular expression: {error}") from None
-
-
-def _format(format: str | Format | None, plugins: Plugins) -> Format | None:
+def _format(format: str | Format, plugins: Plugins) -> Format:
     return find_format(format, plugins) if isinstance(format, str) else format
-
-
-def _example(params: Mapping[str, Any]) -> str:
-    layers = (path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
-    return next((f"'{layer}'" for layer in layers if layer is not None), "nothing: there are no kernels")

@@ -37,7 +37,7 @@ def topology_devices(target: Target) -> Sequence[Any]:
 
 
 def _nvidia(target: Target) -> Sequence[Any]:
-    _need(target, "jax_cuda13_plugin", "pip install '.[gpu_compile]'")
+    _need(target, "jax_cuda13_plugin", "pip install '.[gpu-compile]'")
     return _describe(
         target,
         platform="cuda",

@@ -9,15 +9,10 @@ from dataclasses import replace
 import pytest
 
 from apt_jax.core.errors import AptError
+from apt_jax.core.layout import divisors
 from apt_jax.trainops.engine.setup import build_setup
 from apt_jax.trainops.plan.search.candidates import BEYOND_LINK, enumerate_candidates, own_candidate
-from apt_jax.trainops.plan.search.dimensions import (
-    DIMENSIONS,
-    Dimension,
-    divisors,
-    factorisations,
-    mesh_shapes,
-)
+from apt_jax.trainops.plan.search.dimensions import DIMENSIONS, Dimension, factorisations, mesh_shapes
 from apt_jax.trainops.plan.search.places import Places, ring
 from apt_jax.vgpu.scheduler import parse_target, topology_devices
 from tests.trainops.plan.search.tiny import LAYOUT, PLUGINS, VOCABULARY, config_of, layout

@@ -108,3 +108,12 @@ def test_wrong_numbers_are_one_line(tmp_path):
             TieredTable.from_rows(stack, "t", rows(), block_rows=0)
         with pytest.raises(TierError, match=r"block 0 has \[3\] rows"):
             TieredTable(stack, "u", 10, 5, lambda first, end: np.zeros((3, 2), np.float32))
+
+
+def test_rows_of_a_wrong_shape_leave_no_block_pinned(tmp_path):
+    with stack_of(2, tmp_path) as stack:
+        table = TieredTable.from_rows(stack, "embedding", rows(), block_rows=BLOCK)
+        with pytest.raises((TypeError, ValueError)):
+            table.update([3], np.zeros((1, D + 1), np.float32))
+        with pytest.raises(TierError, match="'embedding/0' is not pinned"):
+            stack.unpin("embedding/0")

@@ -55,9 +55,10 @@ def test_layers_that_blocks_do_not_fill_are_skipped_with_the_reason():
     [
         ([("layers/mpl/.*", "nvfp4")], "'layers/mpl/.*' applies to no layer; layers are .*layers/mlp/up"),
         ([("layers/.*", "nvfp4"), ("layers/mlp/.*", "mxfp8")], "'layers/mlp/.*' applies to no layer"),
+        ([("layers/.*", "nvfp4"), ("layers/.*", "mxfp8")], "'layers/.*' applies to no layer"),
         ([("haed", None), ("layers/.*", "nvfp4")], "'haed' applies to no layer"),
-        (["layers/.*"], "write \\(pattern, recipe\\)"),
-        ([("layers/(", "nvfp4")], "write \\(pattern, recipe\\)"),
+        (["layers/.*"], "write \\(pattern, format\\)"),
+        ([("layers/(", "nvfp4")], "'layers/\\(' is no regular expression: missing"),
         ([("layers/.*", "nvpf4")], "unknown quantisation 'nvpf4' \\(did you mean 'nvfp4'\\?\\); recipes: fp8"),
     ],
 )

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from apt_jax.core.errors import ConfigError
 from apt_jax.core.registry import load_plugins
 from apt_jax.vgpu.quant import FormatError, QTensor
 from apt_jax.vgpu.quant.formats import MXFP4, NVFP4, Int4
-from apt_jax.vgpu.quant.stored import PROJECTIONS, quantize_params, select
+from apt_jax.vgpu.quant.rules import PROJECTIONS
+from apt_jax.vgpu.quant.stored import quantize_params, select
 
 PLUGINS = load_plugins(disabled=("*",))
 
@@ -51,7 +53,7 @@ def test_the_first_rule_that_matches_the_whole_path_decides():
         "layers/attn/q": MXFP4(),
         "layers/mlp/up": Int4(32),
     }
-    assert select(params(), [("layers/at", "int4"), (".*/q", "nvfp4")], PLUGINS) == {"layers/attn/q": NVFP4()}
+    assert select(params(), [(".*/q", "nvfp4")], PLUGINS) == {"layers/attn/q": NVFP4()}
 
 
 @pytest.mark.parametrize(
@@ -61,16 +63,17 @@ def test_the_first_rule_that_matches_the_whole_path_decides():
         ([(PROJECTIONS, "nvpf4")], "rtn", r"unknown number format 'nvpf4' \(did you mean 'nvfp4'\?\)"),
         ([(PROJECTIONS, "nvfp4")], "best", "unknown quantisation method 'best'"),
         ([(PROJECTIONS, "nvfp4")], "hqq", "^nvfp4: method hqq refines int4"),
+        ([("layers/at", None), (PROJECTIONS, "nvfp4")], "rtn", "rule 'layers/at' applies to no layer"),
         ([("layers/(", "nvfp4")], "rtn", r"'layers/\(' is no regular expression"),
         (
             [("blocks/.*", "nvfp4")],
             "rtn",
-            r"no weight is named by the rules 'blocks/\.\*'; layers are called as 'head'",
+            r"rule 'blocks/\.\*' applies to no layer; layers are head, layers/attn/q, layers/mlp/down, layers/mlp/up,",
         ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(rules, method, message):
-    with pytest.raises(FormatError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         quantize_params(params(), rules, PLUGINS, method=method, progress=lambda layer: pytest.fail(layer))
     assert "\n" not in str(caught.value)
 
