@@ -13,6 +13,8 @@ _FLAGS = {
     # Tests compile far longer than they run: less optimised code halves their time.
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
+    # XLA ends the process if a device waits for another longer than this; 40 s pass on a busy machine.
+    "--xla_cpu_collective_call_terminate_timeout_seconds": "300",
 }
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

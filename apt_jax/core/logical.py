@@ -32,11 +32,13 @@ class AxisRules:
       rules: mesh axes by logical name.
       attend: `attend(kernel, q_BTNH, k_BSKH, v_BSKH, mask, *, scale) -> o_BTNH`, how an attention kernel runs
         on this mesh; None: as it is. Set where the sequence is cut over devices.
+      layers_on_host: parameters of layers lie in host memory; a layer's are taken to the device when it runs.
     """
 
     mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
     attend: Callable[..., jax.Array] | None = None
+    layers_on_host: bool = False
 
     def spec(
         self,

@@ -88,6 +88,13 @@ def apt_transform_model(model: Any, config: Config, plugins: Plugins) -> None:
 
 
 @hookimpl
+def apt_memory_kinds(config: Config) -> dict[str, str] | None:
+    from apt_jax.vgpu.runtime.offload import memory_kinds
+
+    return memory_kinds(config)
+
+
+@hookimpl
 def apt_train_begin(run: Run) -> None:
     if run.config.vgpu.enabled:
         from apt_jax.vgpu.runtime.begin import print_estimate

@@ -8,22 +8,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from apt_jax.core import noise
 from apt_jax.core.errors import ModelError, unknown_name
+from apt_jax.core.logical import rules_in_force
 
 Carry = Any
 Aux = Mapping[str, jax.Array]
 RematPolicy = Callable[..., Any]
 
 _policies = jax.checkpoint_policies
+LAYER_INPUT = "layer_input"  # for policies: what comes into a layer
 # What the forward pass of a layer keeps for the backward pass; the rest is computed again.
 REMAT_POLICIES: Mapping[str, RematPolicy | None] = {
     "none": None,
     "full": _policies.nothing_saveable,
     "dots": _policies.dots_with_no_batch_dims_saveable,
     "attention": _policies.save_only_these_names("attn_out"),
-}
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT], offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}  # fmt: skip
 
 
 def resolve_remat(policy: str | RematPolicy) -> RematPolicy | None:
@@ -73,12 +80,25 @@ def run_layers(
     graphdef, params = nnx.split(layers)
     num_layers = jax.tree.leaves(params)[0].shape[0]
 
+    rules = rules_in_force()
+    from_host = rules is not None and rules.layers_on_host
+
     def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
         index, layer_params = xs
+        if from_host:  # here, so that the backward pass takes them again instead of keeping them
+            layer_params = jax.device_put(layer_params, jax.memory.Space.Device)
+        carry = jax.tree.map(lambda x: checkpoint_name(x, LAYER_INPUT), carry)
         with noise.folded(first + index):
             return apply(nnx.merge(graphdef, layer_params), index, carry)
 
     policy = resolve_remat(remat)
+    if from_host and not scan:
+        raise ModelError("layers in host memory: model.scan_layers=false would take all of them at once; use true")
+    if from_host and policy is None:
+        raise ModelError(
+            "layers in host memory: model.remat_policy=none would keep the weights of all of them on the device; use "
+            "full or offload"
+        )
     if policy is not None:
         # Inside a scan nothing can be merged with the forward pass, so the barriers would only cost.
         body = jax.checkpoint(body, policy=policy, prevent_cse=not scan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from apt_jax.core.errors import ConfigError
 from apt_jax.core.layout import DEFAULT_RULES
 from apt_jax.core.logical import AxisRules
+from apt_jax.trainops.distributed.memory_kinds import MemoryKinds
 
 _BATCH_AXES = ("batch", "seq")
 
@@ -23,6 +25,7 @@ def make_rules(
     *,
     sequence_parallel: bool = False,
     attend: Any = None,
+    layers_on_host: bool = False,
 ) -> AxisRules:
     """Default rules plus a plugin's.
 
@@ -31,6 +34,7 @@ def make_rules(
       extra: a plugin's rules, by logical axis.
       sequence_parallel: also cut `norm_seq` over `tensor`.
       attend: how attention kernels run where the sequence is cut; see `AxisRules`.
+      layers_on_host: where parameters of layers lie; see `AxisRules`.
 
     Raises:
       ConfigError: an unknown mesh axis.
@@ -44,13 +48,13 @@ def make_rules(
                 raise ConfigError(
                     f"sharding rule '{name}': unknown mesh axis '{axis}'; available: {', '.join(mesh.shape)}"
                 )
-    return AxisRules(mesh, rules, attend)
+    return AxisRules(mesh, rules, attend, layers_on_host)
 
 
 def without(rules: AxisRules, axis: str) -> AxisRules:
     """The same rules with nothing cut along mesh axis `axis` but the batch: arrays are whole there."""
     kept = {k: v if k == "batch" else tuple(a for a in v if a != axis) for k, v in rules.rules.items()}
-    return AxisRules(rules.mesh, kept, rules.attend)
+    return replace(rules, rules=kept)
 
 
 def param_shardings(rules: AxisRules, params: Any, axes: Any) -> Any:
@@ -93,6 +97,18 @@ def state_shardings(rules: AxisRules, tx: optax.GradientTransformation, params: 
         return replicated
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
+
+
+def slot_kinds(memory: MemoryKinds, tx: optax.GradientTransformation, params: Any) -> Any:
+    """Memory kinds of the optimizer state: of a parameter's slots by its path, of all else `device`."""
+    ranks = {_names(path): len(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def kind(path: tuple[Any, ...], slot: Any) -> str:
+        names = _names(path)
+        own = next((names[start:] for start in range(len(names)) if names[start:] in ranks), None)
+        return "device" if own is None or ranks[own] != len(slot.shape) else memory.of("/".join(("optimizer", *own)))
+
+    return jax.tree_util.tree_map_with_path(kind, jax.eval_shape(tx.init, params))
 
 
 def _refit(where: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:

@@ -18,7 +18,8 @@ from apt_jax.core.layout import Layout
 from apt_jax.core.logical import pin
 from apt_jax.trainops.distributed.context import context_attention, needs_zigzag
 from apt_jax.trainops.distributed.context.order import zigzag_order
-from apt_jax.trainops.distributed.rules import make_rules, param_shardings, state_shardings, without
+from apt_jax.trainops.distributed.memory_kinds import HOST, MemoryKinds, place
+from apt_jax.trainops.distributed.rules import make_rules, param_shardings, slot_kinds, state_shardings, without
 
 Tree = Any
 
@@ -34,6 +35,7 @@ class Strategy:
       rules: in force while a step is traced.
       axes, stored_axes: logical axes of the model's and of the state's parameters, nested dicts.
       abstract_params: shapes of the state's parameters.
+      param_kinds: memory kinds of the state's parameters, and so of their gradients.
       param_shardings, gradient_shardings: of the state's parameters and their gradients.
       token_order: int [T], order of a row's tokens on the mesh; None: as they are.
     """
@@ -46,6 +48,7 @@ class Strategy:
         rules: Mapping[str, tuple[str, ...]],
         config: DistributedConfig,
         length: int | None = None,
+        memory: MemoryKinds | None = None,
     ):
         """Args:
         state: the model's, arrays or shapes, every variable with `logical_axes`.
@@ -53,6 +56,7 @@ class Strategy:
         rules: plugins' sharding rules.
         config: how a pipeline or a cut sequence is run.
         length: tokens of a row.
+        memory: which of the state's arrays lie on the host; None: none.
 
         Raises:
           ConfigError: what the mesh does not divide, by name.
@@ -72,12 +76,20 @@ class Strategy:
         self.abstract_params = jax.eval_shape(self.arrange, shapes)
         cut = mesh.shape["context"] > 1
         method = config.context_method
+        self._memory = memory or MemoryKinds({})
+        self.param_kinds = jax.tree_util.tree_map_with_path(lambda path, _: self._memory.of(_path(path)), shapes)
         self.rules = make_rules(
             mesh,
             rules,
             sequence_parallel=layout.sequence_parallel,
             attend=context_attention(method) if cut else None,
+            layers_on_host=HOST in jax.tree.leaves(self.param_kinds),
         )
+        if self._memory and mesh.shape["pipe"] > 1:
+            raise ConfigError(
+                "training.distributed.pipeline_parallel: stages keep their layers on the device; use 1 with a state in "
+                "host memory (vgpu.offload), or cut over fsdp"
+            )
         self.token_order = _token_order(length, mesh.shape["context"]) if cut and needs_zigzag(method) else None
         if mesh.shape["expert"] > 1 and not _has_experts(self.axes):
             raise ConfigError(
@@ -87,8 +99,12 @@ class Strategy:
         self.stored_axes = {**self.axes, "layers": _with_rows(self.axes["layers"])} if self.rows > 1 else self.axes
         cut_over_fsdp = param_shardings(self.rules, self.abstract_params, self.stored_axes)
         whole = param_shardings(without(self.rules, "fsdp"), self.abstract_params, self.stored_axes)
-        self.param_shardings = cut_over_fsdp if layout.zero_stage >= 3 else whole
-        self.gradient_shardings = cut_over_fsdp if layout.zero_stage >= 2 else whole
+        self.param_shardings = jax.tree.map(
+            place, cut_over_fsdp if layout.zero_stage >= 3 else whole, self.param_kinds
+        )
+        self.gradient_shardings = jax.tree.map(
+            place, cut_over_fsdp if layout.zero_stage >= 2 else whole, self.param_kinds
+        )
         self._moments = cut_over_fsdp
 
     @property
@@ -101,7 +117,18 @@ class Strategy:
 
     def optimizer_shardings(self, tx: optax.GradientTransformation) -> Tree:
         """Shardings of the optimizer's state."""
-        return state_shardings(self.rules, tx, self.abstract_params, self._moments)
+        kinds = self.optimizer_kinds(tx)
+        return jax.tree.map(place, state_shardings(self.rules, tx, self.abstract_params, self._moments), kinds)
+
+    def optimizer_kinds(self, tx: optax.GradientTransformation) -> Tree:
+        """Memory kinds of the optimizer's state.
+
+        Raises:
+          ConfigError: of the patterns that say what lies where, one that nothing matches.
+        """
+        kinds = slot_kinds(self._memory, tx, self.abstract_params)
+        self._memory.check_used()
+        return kinds
 
     def pin_gradients(self, grads: Tree) -> Tree:
         """Constrains gradients to where they are accumulated; the identity on one device."""
@@ -143,6 +170,10 @@ class Strategy:
         spec = x.sharding.spec
         where = NamedSharding(self.mesh, jax.sharding.PartitionSpec(*spec[1:]))
         return jax.ShapeDtypeStruct((x.shape[0] * x.shape[1], *x.shape[2:]), x.dtype, sharding=where)
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    return "/".join(("params", *(str(key.key) for key in keys)))
 
 
 def _joined(w: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from apt_jax.core import noise
 from apt_jax.core.config.schema import TrainingConfig
+from apt_jax.trainops.distributed.memory_kinds import add_layers, to_host
 from apt_jax.trainops.distributed.pipeline.replay import validate
 from apt_jax.trainops.distributed.pipeline.run import Pipeline
 from apt_jax.trainops.distributed.pipeline.stage import Pieces, StepInputs, check_staged
@@ -47,7 +48,8 @@ def make_gradients(
     count = config.gradient_accumulation_steps
     if strategy.mesh.shape["pipe"] > 1:
         check_staged(model)
-    once = ("data",) if count > 1 and strategy.mesh.shape["data"] > 1 and not _has_aux(model) else ()
+    several = count > 1 and strategy.mesh.shape["data"] > 1 and not strategy.rules.layers_on_host
+    once = ("data",) if several and not _has_aux(model) else ()
     if strategy.mesh.shape["pipe"] == 1:
         return _Accumulated(graphdef, objective, strategy, count, once)
     layout = config.distributed
@@ -130,13 +132,25 @@ class _Accumulated:
         micros = {k: v.swapaxes(0, 1) for k, v in _columns(batch, self.count).items()}
 
         def add(carry: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, carry, pinned(params, *xs)), None
+            return self._add(carry, pinned(params, *xs)), None
 
         first = jax.tree.map(lambda v: v[0], micros)
         shapes = jax.eval_shape(gradient, params, first, jnp.int32(0))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        start = self.strategy.pin_gradients(zeros[0]), zeros[1]
+        start = to_host(self.strategy.pin_gradients(zeros[0]), self.strategy.param_kinds), zeros[1]
         return jax.lax.scan(add, start, (micros, jnp.arange(self.count)))[0]
+
+    def _add(self, total: tuple[Any, Sums], more: tuple[Any, Sums]) -> tuple[Any, Sums]:
+        if not self.strategy.rules.layers_on_host:
+            return jax.tree.map(jnp.add, total, more)
+        (grads, sums), (other, further) = total, more
+        added = {
+            name: add_layers(grads[name], other[name], self.strategy.param_kinds[name])
+            if name == "layers"
+            else jax.tree.map(jnp.add, grads[name], other[name])
+            for name in grads
+        }
+        return added, jax.tree.map(jnp.add, sums, further)
 
     def sums(self, params: Any, batch: Batch, inputs: StepInputs) -> Sums:
         return self.objective(nnx.merge(self.graphdef, params), batch, inputs.controls, None)[1]

@@ -18,18 +18,20 @@ from apt_jax.core.errors import ConfigError
 from apt_jax.core.layout import Layout
 from apt_jax.core.logical import use_rules
 from apt_jax.core.schedules import Schedule
-from apt_jax.model.optim.groups import ParamGroups, param_groups
+from apt_jax.model.optim.groups import param_groups
 from apt_jax.model.optim.norm import global_norm
 from apt_jax.trainops.distributed.feed import Feed
+from apt_jax.trainops.distributed.memory_kinds import MemoryKinds, to_host
 from apt_jax.trainops.distributed.rules import batch_sharding
 from apt_jax.trainops.distributed.strategy import Strategy
 from apt_jax.trainops.engine.gradients import Gradients, StepInputs, make_gradients
+from apt_jax.trainops.engine.layerwise import LayerwiseUpdate
 from apt_jax.trainops.engine.objective import Batch, Objective
 from apt_jax.trainops.engine.precision import all_finite, initial_loss_scale, next_loss_scale
 from apt_jax.trainops.engine.state import LossScale, TrainState
 
 Metrics = dict[str, jax.Array]
-MakeOptimizer = Callable[[ParamGroups], optax.GradientTransformation]
+MakeOptimizer = Callable[..., optax.GradientTransformation]
 _NOISE = 0x6E6F6973  # "nois": a stream of random numbers beside that of the seed itself
 
 
@@ -37,7 +39,7 @@ class Program:
     """Pure functions over one state layout, jitted once, with explicit shardings and donation.
 
     The NNX model is split once here; steps see its parameters as a nested dict of arrays. `traces`
-    counts how often each function was traced: 1 for a whole run.
+    counts how often each function was traced: 1 for a whole run; `memory_kinds` says where each array of the state lies.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class Program:
         mesh: Mesh,
         rules: Mapping[str, tuple[str, ...]],
         length: int | None = None,
+        memory: Mapping[str, str] | None = None,
     ):
         """Args:
         model: the model, possibly abstract (`nnx.eval_shape`); its arrays are not kept.
         objective: what is minimised.
-        make_optimizer: builds the optax transform once the parameter groups are known.
+        make_optimizer: builds the optax transform once the parameter groups are known; asked with `clip=False` for
+          one without the clip by global norm.
         schedule: learning rate by step, for the metrics.
         controls: further scheduled values by name, computed inside the step.
         config: batch arithmetic, seed, and how a pipeline or a cut sequence is run.
@@ -67,9 +71,10 @@ class Program:
         mesh: the six-axis mesh of the layout's sizes.
         rules: plugins' sharding rules, over the defaults.
         length: tokens T of a row; needed where the sequence is cut over devices.
+        memory: memory kinds of the state's arrays, see `MemoryKinds`; None: all on the device.
 
         Raises:
-          ConfigError: what the mesh does not divide, by name.
+          ConfigError: what the mesh does not divide, by name, or what cannot be done in host memory.
           ModelError: a model that cannot be run in pipeline stages, or has no logical axes.
         """
         if config.batch_size % config.gradient_accumulation_steps:
@@ -78,7 +83,13 @@ class Program:
                 f"training.batch_size {config.batch_size}"
             )
         self.graphdef, state = nnx.split(model)
-        self.strategy = Strategy(state, layout, mesh, rules, config.distributed, length)
+        kinds = MemoryKinds(memory or {})
+        if kinds and dtype == jnp.float16:
+            raise ConfigError(
+                "training.mixed_precision: fp16 may have to take an update back, which a state in host memory "
+                "(vgpu.offload) does not allow; use bf16"
+            )
+        self.strategy = Strategy(state, layout, mesh, rules, config.distributed, length, kinds)
         self.layout, self.mesh = layout, mesh
         self.num_params = self.strategy.num_params
         self.traces: dict[str, int] = {}
@@ -90,6 +101,22 @@ class Program:
 
         replicated = NamedSharding(mesh, PartitionSpec())
         placed = self.strategy.param_shardings
+        self.memory_kinds = TrainState(
+            step="device",  # pyright: ignore[reportArgumentType]  # a kind per leaf
+            params=self.strategy.param_kinds,
+            opt_state=self.strategy.optimizer_kinds(self._tx),
+            loss_scale=LossScale("device", "device"),  # pyright: ignore[reportArgumentType]
+        )
+        self._layerwise: LayerwiseUpdate | None = None
+        if kinds:
+            self._layerwise = LayerwiseUpdate(
+                lambda groups: make_optimizer(groups, clip=False),
+                self.strategy.axes,
+                self.strategy.abstract_params,
+                self.strategy.param_kinds,
+                self.memory_kinds.opt_state,
+                config.gradient_clipping,
+            )
         self.state_sharding = TrainState(
             step=replicated,  # pyright: ignore[reportArgumentType]  # a sharding per leaf
             params=placed,
@@ -150,7 +177,9 @@ class Program:
         return self.strategy.from_saved(saved, self.abstract_state())
 
     def model(self, params: Any) -> nnx.Module:
-        """The NNX model holding `params`."""
+        """The NNX model holding `params`, all of them on the device."""
+        if self.strategy.rules.layers_on_host:
+            params = jax.device_put(params, jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), params))
         return nnx.merge(self.graphdef, self.strategy.to_saved(params))
 
     def put_batch(self, batch: Mapping[str, Any]) -> Batch:
@@ -170,6 +199,7 @@ class Program:
 
     def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         self._count("train_step")
+        state = to_host(state, self.memory_kinds)
         with use_rules(self.strategy.rules), noise.use_key(lambda: self._noise_key(state.step)):
             controls = {name: jnp.asarray(f(state.step), jnp.float32) for name, f in self._controls.items()}
             key = jax.random.fold_in(jax.random.key(self._config.seed), state.step) if self._dropout else None
@@ -179,11 +209,10 @@ class Program:
             grads, sums = self._gradients(state.params, batch, StepInputs(controls, key, scale))
             if self._dtype == jnp.float16:
                 grads = jax.tree.map(lambda g: g / state.loss_scale.scale, grads)
-            updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            params, opt_state, norm = self._update(grads, state.opt_state, state.params)
             metrics = {
                 **_means(sums),
-                "grad_norm": global_norm(grads),
+                "grad_norm": norm,
                 "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
                 "learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
                 **controls,
@@ -200,6 +229,13 @@ class Program:
                 loss_scale = next_loss_scale(loss_scale, finite)
                 metrics["loss_scale"] = state.loss_scale.scale
         return TrainState(state.step + 1, params, opt_state, loss_scale), metrics
+
+    def _update(self, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any, jax.Array]:
+        """Parameters and optimizer state after the update, and the norm of the gradient as it came."""
+        if self._layerwise is not None:
+            return self._layerwise(grads, opt_state, params)
+        updates, opt_state = self._tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, global_norm(grads)
 
     def _noise_key(self, step: jax.Array) -> jax.Array:
         # Apart from dropout's, which is the seed's own.

@@ -110,7 +110,7 @@ def build_setup(
             plugins.transform("apt_loss_terms", config=config),
             training,
         ),
-        make_optimizer=lambda groups: _make_optimizer(config, plugins, schedule, groups),
+        make_optimizer=lambda groups, clip=True: _make_optimizer(config, plugins, schedule, groups, clip),
         schedule=schedule,
         controls=plugins.transform("apt_schedule_values", config=config),
         config=training,
@@ -119,6 +119,7 @@ def build_setup(
         mesh=mesh,
         rules=plugins.transform("apt_sharding_rules", config=config),
         length=config.data.sequence_length or config.model.max_position_embeddings,
+        memory=plugins.transform("apt_memory_kinds", config=config),
     )
 
     def init_params() -> Any:
@@ -145,9 +146,10 @@ def _check_sizes(config: Config, layout: Layout) -> None:
 
 
 def _make_optimizer(
-    config: Config, plugins: Plugins, schedule: Schedule, groups: ParamGroups
+    config: Config, plugins: Plugins, schedule: Schedule, groups: ParamGroups, clip: bool
 ) -> optax.GradientTransformation:
     training = config.training
     chosen = plugins.registry("optimizers").make(training.optimizer, training, schedule, groups)
-    optimizer = optax.chain(gradient_transforms(training, groups), chosen)
+    first = training if clip else replace(training, gradient_clipping=None)
+    optimizer = optax.chain(gradient_transforms(first, groups), chosen)
     return plugins.transform("apt_transform_optimizer", optimizer, config=config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from jax.extend.mlir import ir
 
 from apt_jax.core.config import Config
 from apt_jax.core.configured import configured
 from apt_jax.core.errors import AptError, ConfigError
 from apt_jax.model.layers.attention import heads_of
 from apt_jax.model.layers.kernels import select_kernel
+from apt_jax.trainops.distributed.memory_kinds import HOST
 from apt_jax.trainops.engine.setup import Setup, build_setup
 from apt_jax.trainops.plan.capture import Captured, captured_stderr, compiler_warnings
 from apt_jax.trainops.plan.dump import LiveValue, read_dump
@@ -34,7 +36,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {"nvidia": {"xla_gpu_autotune_level": 0, *
 _MANY = 8192  # devices
 # Quadratic in the devices of a group: 40 of 130 s of CPU for 131,072. It joins an all-reduce of an all-reduce.
 _SLOW = {"xla_disable_hlo_passes": "all-reduce-folder"}
-_HOST = "pinned_host"
 
 
 class PlanError(AptError):
@@ -125,6 +126,9 @@ def compile_step(config: Config, plugins: Plugins, target: Target) -> Compiled:
         program = setup.program
         state, batch = program.abstract_state(), program.abstract_batch(length)
         lowered = program.train_step.lower(state, batch)
+        kinds = jax.tree.leaves(program.memory_kinds)
+        if target.device.vendor == "nvidia":
+            say_memory_kinds(lowered, kinds)
         middle = time.perf_counter()
         executable = _compile(lowered, target, folder, printed)
         end = time.perf_counter()
@@ -135,7 +139,7 @@ def compile_step(config: Config, plugins: Plugins, target: Target) -> Compiled:
         setup=setup,
         vocab_size=vocab_size,
         length=length,
-        allocated=allocated(executable.memory_analysis(), state, target.device.vendor),
+        allocated=allocated(executable.memory_analysis(), host_bytes(state, kinds), target.device.vendor),
         text=executable.as_text(),
         peak=peak,
         warnings=compiler_warnings(printed.text),
@@ -143,6 +147,28 @@ def compile_step(config: Config, plugins: Plugins, target: Target) -> Compiled:
         lower_seconds=middle - start,
         compile_seconds=end - middle,
     )
+
+
+def say_memory_kinds(lowered: Any, kinds: Sequence[str]) -> None:
+    """Writes the memory kinds of a step's state into its program, as arguments and as results.
+
+    jax forgets them for GPUs that are only compiled for. A program that runs has the same attributes.
+
+    Args:
+      lowered: the step, not compiled yet; its first arguments and first results are the state.
+      kinds: of the state's arrays, in order.
+    """
+    if HOST not in kinds:
+        return
+    module = lowered.compiler_ir("stablehlo")
+    with module.context:
+        main = next(f for f in module.body.operations if str(f.attributes.get("sym_name", "")) == '"main"')
+        for name in ("arg_attrs", "res_attrs"):
+            attributes = list(main.attributes[name])
+            for index, kind in enumerate(kinds):
+                entry = {item.name: item.attr for item in attributes[index]}
+                attributes[index] = ir.DictAttr.get({**entry, "mhlo.memory_kind": ir.StringAttr.get(kind)})
+            main.attributes[name] = ir.ArrayAttr.get(attributes)
 
 
 def _check_count(config: Config, target: Target) -> None:
@@ -188,7 +214,7 @@ def _refusal(text: str, target: Target) -> PlanError:
     return PlanError(f"--target={target}: the compiler of {target.device.label} refuses the step: {line[:240]}")
 
 
-def allocated(analysis: Any, state: Any, vendor: str) -> Allocated:
+def allocated(analysis: Any, on_host: int, vendor: str) -> Allocated:
     """The compiler's figures, corrected.
 
     Those of GPU targets count arguments in pinned host memory as the device's. A TPU has two, both too large: the sum
@@ -197,13 +223,13 @@ def allocated(analysis: Any, state: Any, vendor: str) -> Allocated:
 
     Args:
       analysis: an executable's `memory_analysis()`.
-      state: arrays or shapes with their shardings, which the program takes.
+      on_host: bytes of one device's arguments that lie in pinned host memory.
       vendor: of the device.
     """
     host = analysis.host_argument_size_in_bytes
     miscounted = 0
     if not host:
-        host = miscounted = host_bytes(state)
+        host = miscounted = on_host
     arguments, outputs, aliased = (
         size - miscounted
         for size in (
@@ -223,9 +249,10 @@ def allocated(analysis: Any, state: Any, vendor: str) -> Allocated:
     )
 
 
-def host_bytes(tree: Any) -> int:
-    """Bytes of one device's share of the arrays that lie in pinned host memory."""
-    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if getattr(x.sharding, "memory_kind", None) == _HOST)
+def host_bytes(tree: Any, kinds: Sequence[str]) -> int:
+    """Bytes of one device's share of the arrays that lie in pinned host memory, given the memory kind of each."""
+    leaves = jax.tree.leaves(tree)
+    return sum(shard_bytes(x) for x, kind in zip(leaves, kinds, strict=True) if kind == HOST)
 
 
 def shard_bytes(x: Any) -> int:

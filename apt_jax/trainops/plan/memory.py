@@ -51,8 +51,8 @@ def break_down(done: Compiled) -> dict[str, Part]:
     """
     program, allocated = done.setup.program, done.allocated
     state = program.abstract_state()
-    parameters = _device_bytes(state.params)
-    optimizer = _device_bytes(state.opt_state)
+    parameters = _device_bytes(state.params, program.memory_kinds.params)
+    optimizer = _device_bytes(state.opt_state, program.memory_kinds.opt_state)
     # Outputs that lie over no argument, and paddings, are a few bytes: the step's counters go with the batch.
     rest = allocated.arguments - parameters - optimizer + allocated.outputs - allocated.aliased
     parts = {
@@ -91,8 +91,8 @@ def sharding_report(done: Compiled) -> ShardingReport:
     return report_shardings(program.strategy, program.abstract_state().opt_state)
 
 
-def _device_bytes(tree: Any) -> int:
-    return sum(map(shard_bytes, jax.tree.leaves(tree))) - host_bytes(tree)
+def _device_bytes(tree: Any, kinds: Any) -> int:
+    return sum(map(shard_bytes, jax.tree.leaves(tree))) - host_bytes(tree, jax.tree.leaves(kinds))
 
 
 def _sort(done: Compiled, peak: tuple[LiveValue, ...]) -> dict[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from apt_jax.core.config import Config
+from apt_jax.core.errors import ConfigError
 from apt_jax.vgpu.runtime.modes import apply_mode, find_mode
 from apt_jax.vgpu.runtime.switch import settings_for
 
@@ -19,7 +20,17 @@ def configure(config: Config) -> Config:
     So a workdir's config says what a run was, whatever the environment is when it is opened again.
     """
     settings = settings_for(config)
-    vgpu = replace(config.vgpu, enabled=settings.active, mode=settings.mode, recipe=settings.recipe)
+    if not settings.active and config.vgpu.offload not in ("auto", "none"):
+        raise ConfigError(
+            f"vgpu.offload: {config.vgpu.offload} needs Virtual Blackwell, which is off; set vgpu.enabled=true"
+        )
+    vgpu = replace(
+        config.vgpu,
+        enabled=settings.active,
+        mode=settings.mode,
+        recipe=settings.recipe,
+        offload=settings.offload,
+    )
     config = replace(config, vgpu=vgpu)
     return apply_mode(config) if vgpu.enabled else config
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from apt_jax.core.config import Config, default_config, to_config_dict, validate
 from apt_jax.core.errors import ConfigError, unknown_name
+from apt_jax.vgpu.runtime.offload import remat_values
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ MODES: Mapping[str, Mode] = {
     "memory": Mode("balanced, and each layer's activations are computed again", _RECOMPUTE),
     "speed": Mode("balanced, and quantized matmuls", _BF16, quantizes=True),
     "full": Mode(
-        "memory, 8-bit optimizer states, and quantized matmuls",
+        "memory, 8-bit optimizer states, layers in host memory, and quantized matmuls",
         {**_RECOMPUTE, "training.optimizer": "adamw8bit"},
         quantizes=True,
     ),
@@ -47,6 +48,11 @@ def find_mode(name: str, where: str = "vgpu.mode") -> Mode:
     return MODES[name]
 
 
+def settings_of(config: Config) -> dict[str, Any]:
+    """Config keys that the mode and the offload set, where they have their default."""
+    return {**find_mode(config.vgpu.mode).values, **remat_values(config)}
+
+
 def apply_mode(config: Config) -> Config:
     """The config with what `vgpu.mode` sets. A key that has another value than its default keeps it.
 
@@ -55,11 +61,10 @@ def apply_mode(config: Config) -> Config:
     Raises:
       ConfigError: the changed config is not sound.
     """
-    mode, values = find_mode(config.vgpu.mode), to_config_dict(config)
-    standard = default_config()
+    values, standard = to_config_dict(config), default_config()
     changed = {
         key: value
-        for key, value in mode.values.items()
+        for key, value in settings_of(config).items()
         if _at(values, key) == _at(standard, key) and _at(values, key) != value
     }
     if not changed:
@@ -73,7 +78,7 @@ def kept(config: Config) -> dict[str, Any]:
     values, standard = to_config_dict(config), default_config()
     return {
         key: _at(values, key)
-        for key, value in find_mode(config.vgpu.mode).values.items()
+        for key, value in settings_of(config).items()
         if _at(values, key) not in (_at(standard, key), value)
     }
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from apt_jax.core.config.schema import VgpuConfig
-from apt_jax.core.errors import ConfigError
+from apt_jax.core.errors import ConfigError, unknown_name
 from apt_jax.vgpu.runtime.modes import find_mode
+from apt_jax.vgpu.runtime.offload import OFFLOADS
 from apt_jax.vgpu.runtime.vbrc import find_vbrc, read_vbrc
 
 _ENVIRONMENT = {"ENABLE_VIRTUAL_BLACKWELL": "enabled", "VB_MODE": "mode", "VB_AUTO_PATCH": "auto_patch"}
@@ -24,6 +25,7 @@ class Settings:
       enabled: models that the platform builds are transformed, and configs changed as the mode says.
       mode: see `MODES`.
       recipe: of quantized matmuls, in the modes that quantize.
+      offload: what lies in host memory, see `runtime.offload`.
       auto_patch: false: only what is given to `enable_vb_optimization` is transformed.
       auto_estimate: with `verbose`: a run begins with the closed form's memory.
       verbose: `enable` says what it did.
@@ -34,6 +36,7 @@ class Settings:
     enabled: bool = False
     mode: str = "balanced"
     recipe: str = "nvfp4"
+    offload: str = "auto"
     auto_patch: bool = True
     auto_estimate: bool = True
     verbose: bool = True
@@ -73,6 +76,10 @@ def resolve(config: VgpuConfig | None = None, arguments: Mapping[str, Any] | Non
             chosen[name], origins[name] = values[name], origin
     settings = replace(Settings(**chosen), origins=origins)
     find_mode(settings.mode, f"{origins.get('mode', 'config')}: mode")
+    if settings.offload not in OFFLOADS:
+        raise ConfigError(
+            f"{origins.get('offload', 'config')}: offload: {unknown_name('choice', settings.offload, OFFLOADS)}"
+        )
     return settings
 
 

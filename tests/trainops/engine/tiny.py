@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,12 +47,14 @@ def make_program(
     architecture=llama,
     length: int = LENGTH,
     abstract: bool = False,
+    memory: Mapping[str, str] | None = None,
 ):
     """Returns (program, initial parameters).
 
     Args:
       devices: so many of those present, or the devices themselves, which may be of a topology to compile for.
       length: tokens of a row.
+      memory: memory kinds of the state, see `MemoryKinds`.
       abstract: makes no parameters, only their shapes: for programs that are compiled and never run.
     """
 
@@ -69,7 +71,12 @@ def make_program(
         module,
         objective=Objective(cross_entropy, terms or {}, training),
         make_optimizer=make_optimizer
-        or (lambda groups: optax.chain(gradient_transforms(training, groups), adamw(training, schedule, groups))),
+        or (
+            lambda groups, clip=True: optax.chain(
+                gradient_transforms(training if clip else replace(training, gradient_clipping=None), groups),
+                adamw(training, schedule, groups),
+            )
+        ),
         schedule=schedule,
         controls={},
         config=training,
@@ -78,6 +85,7 @@ def make_program(
         mesh=make_mesh(layout.sizes, devices),
         rules={},
         length=length,
+        memory=memory,
     )
     params = nnx.to_pure_dict(nnx.state(module))
     return program, params if abstract else jax.tree.map(np.asarray, params)
