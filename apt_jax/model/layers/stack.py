@@ -48,7 +48,11 @@ def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, key: j
     def params_of(key: jax.Array) -> nnx.State:
         return nnx.state(make(nnx.Rngs(key)))
 
-    stacked = jax.vmap(params_of)(jax.random.split(key, num_layers))
+    keys = jax.random.split(key, num_layers)
+    if _layers_on_host():  # where all of them at once may not fit the device
+        stacked = jax.lax.map(lambda key: jax.device_put(params_of(key), jax.memory.Space.Host), keys)
+    else:
+        stacked = jax.vmap(params_of)(keys)
     for _, param in nnx.to_flat_state(stacked):
         param.set_metadata(logical_axes=("layers", *param.get_metadata("logical_axes")))
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
@@ -79,9 +83,7 @@ def run_layers(
     """
     graphdef, params = nnx.split(layers)
     num_layers = jax.tree.leaves(params)[0].shape[0]
-
-    rules = rules_in_force()
-    from_host = rules is not None and rules.layers_on_host
+    from_host = _layers_on_host()
 
     def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
         index, layer_params = xs
@@ -112,3 +114,8 @@ def run_layers(
             per_layer.append(layer_aux)
         aux = jax.tree.map(lambda *xs: jnp.stack(xs), *per_layer)
     return carry, jax.tree.map(lambda x: jnp.sum(x, axis=0), aux)
+
+
+def _layers_on_host() -> bool:
+    rules = rules_in_force()
+    return rules is not None and rules.layers_on_host

@@ -31,6 +31,7 @@ class LayerwiseUpdate:
 
     def __init__(
         self,
+        whole: optax.GradientTransformation,
         make_optimizer: Callable[[ParamGroups], optax.GradientTransformation],
         axes: Mapping[str, Any],
         params: Tree,
@@ -39,6 +40,7 @@ class LayerwiseUpdate:
         clip: float | None,
     ):
         """Args:
+        whole: the transform of a plain run.
         make_optimizer: builds the transform, without the clip, for parameters in these groups.
         axes: logical axes of the parameters, a nested dict.
         params: their shapes.
@@ -53,9 +55,23 @@ class LayerwiseUpdate:
         self._rest = make_optimizer(param_groups({name: axes[name] for name in rest}))
         self._param_kinds, self._slot_kinds = param_kinds[LAYERS], _by_path(slot_kinds)
         self._clip = clip
+        self._state = jax.eval_shape(whole.init, params)
         self._stacked = _stacked(self._layers, params[LAYERS])
         self._streams_gradients = HOST in jax.tree.leaves(self._param_kinds)
         _check_layerwise(self._layers, params[LAYERS])
+
+    def init(self, params: Tree) -> Tree:
+        """The optimizer's state before the first update; traced. It is made where it is to lie, layer by layer."""
+        rest = _by_path(self._rest.init(_without_layers(params)))
+        kinds = {path: self._slot_kinds[path] for path in self._stacked}
+
+        def one(layer: Tree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+            slots = _by_path(self._layers.init({LAYERS: jax.tree.map(lambda x: to_device(x)[None], layer)}))
+            own = {path: slots.pop(path)[0] for path in self._stacked}
+            return to_host(own, kinds), slots
+
+        stacked, shared = jax.lax.map(one, params[LAYERS])
+        return self._assemble({**jax.tree.map(lambda x: x[-1], shared), **stacked, **rest})
 
     def __call__(self, grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree, jax.Array]:
         """Traced.
@@ -91,11 +107,14 @@ class LayerwiseUpdate:
         if len(squares) == 1:
             squares.append(jnp.sum(found_squares))
         # What all layers share, as a count, comes out of each alike.
-        slots = {**slots, **jax.tree.map(lambda x: x[-1], shared), **stacked, **found}
-        leaves, structure = jax.tree_util.tree_flatten_with_path(state)
-        state = structure.unflatten([slots[jax.tree_util.keystr(path)] for path, _ in leaves])
+        state = self._assemble({**jax.tree.map(lambda x: x[-1], shared), **stacked, **found})
         ordered = {name: layers if name == LAYERS else rest[name] for name in params}
         return ordered, state, jnp.sqrt(sum(squares, start=jnp.float32(0)))
+
+    def _assemble(self, slots: Mapping[str, jax.Array]) -> Tree:
+        """The state in the layout of a plain run's."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(self._state)
+        return structure.unflatten([slots[jax.tree_util.keystr(path)] for path, _ in leaves])
 
     def _squares(self, layers: Tree) -> jax.Array:
         """Σ g² over all layers, taken to the device one by one where they are not there."""
@@ -158,7 +177,7 @@ def _stacked(tx: optax.GradientTransformation, layers: Tree) -> list[str]:
             raise _coupled(f"its state {path} depends on the number of layers")
         if slot.shape == (count, *alone.shape[1:]) and alone.shape[:1] == (1,):
             stacked.append(path)
-        elif slot.shape != alone.shape or slot.ndim:
+        elif slot.shape != alone.shape:
             raise _coupled(f"its state {path} has the shape {slot.shape}, which has no piece for each layer")
     return stacked
 

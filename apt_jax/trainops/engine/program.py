@@ -110,6 +110,7 @@ class Program:
         self._layerwise: LayerwiseUpdate | None = None
         if kinds:
             self._layerwise = LayerwiseUpdate(
+                self._tx,
                 lambda groups: make_optimizer(groups, clip=False),
                 self.strategy.axes,
                 self.strategy.abstract_params,
@@ -190,10 +191,14 @@ class Program:
         self.traces[name] = self.traces.get(name, 0) + 1
 
     def _new_state(self, params: Any) -> TrainState:
+        if self._layerwise is None:
+            opt_state = self._tx.init(params)
+        else:
+            opt_state = self._layerwise.init(to_host(params, self.memory_kinds.params))
         return TrainState(
             step=jnp.int32(0),
             params=params,
-            opt_state=self._tx.init(params),
+            opt_state=opt_state,
             loss_scale=initial_loss_scale(self._dtype),
         )
 

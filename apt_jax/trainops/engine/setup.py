@@ -127,7 +127,8 @@ def build_setup(
             return nnx.to_pure_dict(nnx.state(model))
         strategy = program.strategy
         natural = jax.tree.map(lambda x: x.sharding, strategy.abstract_saved(program.abstract_state().params))
-        return jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model())), out_shardings=natural)()
+        with use_rules(strategy.rules):
+            return jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model())), out_shardings=natural)()
 
     kernel = getattr(abstract, "kernel_name", "own"), getattr(abstract, "kernel_reason", "the model's choice")
     quantization = getattr(abstract, "quantization", None)
