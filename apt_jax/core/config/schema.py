@@ -66,7 +66,7 @@ class ModelConfig:
     logit_softcap: Positive | None = None  # logits = c·tanh(logits / c); none: off
     attention_kernel: str = "auto"  # registered kernel, or auto by device
     scan_layers: bool = True  # one compiled layer body for all layers
-    remat_policy: str = "none"  # none, full, dots, attention, offload, or a plugin's
+    remat_policy: str = "none"  # none, weights, dots, attention, full, offload, or a plugin's
     autopoietic: bool | None = None  # gated low-rank self-feedback on attention; none: the architecture's own choice
     autopoietic_ratio: Count = 4  # rank of that branch = max(4, hidden_size / ratio)
     left_spin: bool | None = None  # damped residual; none: the architecture's own choice
@@ -166,7 +166,7 @@ class CheckpointsConfig:
 class VgpuConfig:
     enabled: bool = False  # apply Virtual Blackwell
     mode: Literal["full", "speed", "memory", "balanced"] = "balanced"  # which hooks it applies
-    recipe: str = "nvfp4"  # of quantized matmuls, in the modes speed and full; fp8 on Hopper
+    recipe: str = "nvfp4"  # of quantized matmuls, in the modes speed and full; fp8 on Hopper; none
     offload: Literal["auto", "none", "optimizer", "state", "all"] = "auto"  # to host memory; auto: all in mode full
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -12,6 +14,20 @@ from flax import nnx
 from apt_jax.model.layers import matmul
 
 DotGeneral = Callable[..., jax.Array]
+_cast_again: ContextVar[bool] = ContextVar("apt_jax_cast_again", default=False)
+
+
+@contextmanager
+def cast_again(on: bool) -> Iterator[None]:
+    """Within it, kernels are cast to compute dtype again in the backward pass, which else keeps the forward's copies.
+
+    In a scan over layers those are a copy of all kernels.
+    """
+    token = _cast_again.set(on)
+    try:
+        yield
+    finally:
+        _cast_again.reset(token)
 
 
 class Dense(nnx.Module):
@@ -47,5 +63,11 @@ class Dense(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in] -> [..., out]."""
         contract: Any = (((x.ndim - 1,), (0,)), ((), ()))
-        y = self.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), contract)
+
+        def multiply(x: jax.Array, kernel: Any) -> jax.Array:
+            return self.dot_general(x, kernel.astype(self.dtype), contract)
+
+        if _cast_again.get():
+            multiply = jax.checkpoint(multiply, prevent_cse=False)
+        y = multiply(x.astype(self.dtype), self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from apt_jax.core import noise
 from apt_jax.core.errors import ModelError, unknown_name
 from apt_jax.core.logical import rules_in_force
+from apt_jax.model.layers.dense import cast_again
 
 Carry = Any
 Aux = Mapping[str, jax.Array]
@@ -23,6 +24,7 @@ LAYER_INPUT = "layer_input"  # for policies: what comes into a layer
 # What the forward pass of a layer keeps for the backward pass; the rest is computed again.
 REMAT_POLICIES: Mapping[str, RematPolicy | None] = {
     "none": None,
+    "weights": None,  # all but the kernels in compute precision: `cast_again`
     "full": _policies.nothing_saveable,
     "dots": _policies.dots_with_no_batch_dims_saveable,
     "attention": _policies.save_only_these_names("attn_out"),
@@ -90,7 +92,7 @@ def run_layers(
         if from_host:  # here, so that the backward pass takes them again instead of keeping them
             layer_params = jax.device_put(layer_params, jax.memory.Space.Device)
         carry = jax.tree.map(lambda x: checkpoint_name(x, LAYER_INPUT), carry)
-        with noise.folded(first + index):
+        with noise.folded(first + index), cast_again(remat == "weights"):
             return apply(nnx.merge(graphdef, layer_params), index, carry)
 
     policy = resolve_remat(remat)
@@ -98,8 +100,8 @@ def run_layers(
         raise ModelError("layers in host memory: model.scan_layers=false would take all of them at once; use true")
     if from_host and policy is None:
         raise ModelError(
-            "layers in host memory: model.remat_policy=none would keep the weights of all of them on the device; use "
-            "full or offload"
+            f"layers in host memory: model.remat_policy={remat} would keep the weights of all of them on the device; "
+            "use full or offload"
         )
     if policy is not None:
         # Inside a scan nothing can be merged with the forward pass, so the barriers would only cost.

@@ -29,7 +29,7 @@ def check_config(config: Config, plugins: Plugins, *, own_model: bool = False) -
         if own_model and registry == "architectures":
             continue
         plugins.registry(registry).resolve(name, key)
-    if config.vgpu.enabled:
+    if config.vgpu.enabled and config.vgpu.recipe != "none":
         find_recipe(config.vgpu.recipe, plugins, "vgpu.recipe")
     resolve_layout(config.training.distributed, jax.device_count(), num_parameters=0)
     if config.schedules:

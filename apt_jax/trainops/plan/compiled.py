@@ -55,7 +55,7 @@ class Allocated:
       aliased: of the outputs, those written over arguments.
       temporaries: everything else the program keeps, at its largest.
       code: the program.
-      host: of the arguments, those in pinned host memory.
+      host: in pinned host memory, beside all this: arguments and temporaries.
     """
 
     arguments: int
@@ -245,7 +245,7 @@ def allocated(analysis: Any, on_host: int, vendor: str) -> Allocated:
         aliased=aliased,
         temporaries=temporaries,
         code=analysis.generated_code_size_in_bytes,
-        host=host,
+        host=host + analysis.host_temp_size_in_bytes,
     )
 
 

@@ -6,9 +6,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import jax
+
 from apt_jax.core.config import Config
 from apt_jax.trainops.distributed.collectives import Collective, ProgramError, read_collectives
-from apt_jax.trainops.plan.compiled import Compiled, compile_step, vocabulary
+from apt_jax.trainops.plan.compiled import Compiled, compile_step, host_bytes, vocabulary
 from apt_jax.trainops.plan.memory import Facts, break_down, pipeline_table, replicated_warnings, sharding_report
 from apt_jax.trainops.plan.network import Network, Traffic
 from apt_jax.trainops.plan.plan import Flops, Plan
@@ -49,7 +51,10 @@ def read_plan(done: Compiled) -> Plan:
         traffic_bytes=memory_traffic(done, parts["saved_activations"].bytes if "saved_activations" in parts else 0),
         collectives=traffic,
         bubble=_bubble(done),
+        host_bytes=host_traffic(done),
     )
+    if done.allocated.host and device.host_bandwidth is None:
+        warnings.append(f"{device.label}: the speed to its host's memory is not known, and its time is missing")
     levels = {axis: level for axis in mesh if (level := network.axis_level(axis)) is not None}
     fastest = device.links[0].name
     if mesh["tensor"] > 1 and levels["tensor"] != fastest:
@@ -163,6 +168,28 @@ def memory_traffic(done: Compiled, saved: int) -> float:
     micros = training.gradient_accumulation_steps
     state = done.allocated.arguments + done.allocated.outputs
     return state + micros * (3 * weights + 2 * each)
+
+
+def host_traffic(done: Compiled) -> int:
+    """Bytes that one device takes from its host's memory in a step, or puts there, whichever is more.
+
+    Of what lies there, parameters are read by the forward pass, the backward pass and the update, and written by the
+    last; gradients are written and read, twice where their norm must be known before the update; optimizer slots are
+    read and written; and inputs of layers as well.
+    """
+    program, training = done.setup.program, done.config.training
+    state, kinds = program.abstract_state(), program.memory_kinds
+    weights = host_bytes(state.params, jax.tree.leaves(kinds.params))
+    slots = host_bytes(state.opt_state, jax.tree.leaves(kinds.opt_state))
+    micros, clips = training.gradient_accumulation_steps, training.gradient_clipping is not None
+    inputs = 0
+    if done.config.model.remat_policy == "offload":
+        tokens = Facts.of(done).tokens * micros
+        inputs = tokens * done.config.model.hidden_size * done.setup.dtype.itemsize * done.config.model.num_layers
+    sums = micros if micros > 1 else 0  # gradients added up: two read and one written
+    read = weights * (2 * micros + 1 + 2 * sums + 1 + clips) + slots + inputs
+    written = weights * (micros + sums + 1) + slots + inputs
+    return max(read, written)
 
 
 def short_dtype(dtype: str) -> str:

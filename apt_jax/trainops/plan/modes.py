@@ -10,7 +10,7 @@ from apt_jax.core.config import Config, to_config_dict, validate
 from apt_jax.core.errors import AptError
 from apt_jax.trainops.plan.make import make_plan
 from apt_jax.trainops.plan.plan import Plan
-from apt_jax.trainops.plan.text import aligned, size_text
+from apt_jax.trainops.plan.text import aligned, size_text, time_text
 from apt_jax.vgpu.runtime.modes import MODES, find_mode
 from apt_jax.vgpu.runtime.switch import config_alone
 from apt_jax.vgpu.scheduler.devices import Target
@@ -27,7 +27,8 @@ _PLAIN = {
     "model.remat_policy": "none",
 }
 # What modes may set stands at its default, so that a mode is seen whole whatever the profile chose.
-_OPEN = {"training.mixed_precision": "auto", "training.optimizer": "adamw", "model.remat_policy": "none"}
+_OPEN = {"training.mixed_precision": "auto", "training.optimizer": "adamw", "model.remat_policy": "none",
+         "vgpu.offload": "auto"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class ModeReport:
                     "saved": self.saved(row),
                     "more_flops": self.more_flops(row),
                     "of_quantized_matmuls": _own_share(row),
+                    "host": row.plan.allocated.host if row.plan else None,
                     "fits": row.plan.fits if row.plan else None,
                     "step_seconds_bound": row.plan.bounds.bound if row.plan else None,
                     "note": row.note,
@@ -93,14 +95,16 @@ class ModeReport:
         }
 
     def __str__(self) -> str:
-        table = [["mode", "one device", "needs", "FLOPs", "saved by quantized matmuls alone"]]
+        table = [["mode", "one device", "needs", "on the host", "FLOPs", "step at least", "by quantized matmuls"]]
         for row in self.rows:
             own = _own_share(row)
             table.append([
                 row.name,
                 "-" if row.total is None else size_text(row.total),
                 _percent(None if (saved := self.saved(row)) is None else -saved),
+                "" if row.plan is None or not row.plan.allocated.host else size_text(row.plan.allocated.host),
                 _percent(self.more_flops(row)),
+                "" if row.plan is None else time_text(row.plan.bounds.bound),
                 "" if own is None else "0" if abs(own) < 2**20 else size_text(own),
             ])  # fmt: skip
         notes = [f"{row.name}: {row.note or row.description}" for row in self.rows]
@@ -110,7 +114,7 @@ class ModeReport:
             *aligned(table),
             "",
             *notes,
-            "Quantized matmuls save time where the hardware has them; weights stay float32.",
+            "Quantized matmuls save time where the hardware has them, and these bytes; weights stay float32.",
         ])  # fmt: skip
 
 
@@ -149,7 +153,7 @@ def _rows(
         chosen = _with(config, {**_OPEN, "vgpu.enabled": True, "vgpu.mode": name})
         row = _row(name, mode.description, chosen, plugins, target)
         if mode.quantizes and row.plan is not None:
-            without = _with(config, {**_OPEN, **mode.values, "vgpu.enabled": False})
+            without = _with(config, {**_OPEN, "vgpu.enabled": True, "vgpu.mode": name, "vgpu.recipe": "none"})
             progress(f"{name} without quantized matmuls")
             row = replace(row, unquantized=_row(name, "", without, plugins, target).total)
         yield row

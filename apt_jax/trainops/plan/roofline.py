@@ -20,6 +20,7 @@ class Roofline:
       by_link: collectives on each link.
       bubble: share of `compute` in which the average pipeline stage idles.
       dtype: whose peak was taken.
+      host: what lies in host memory, to the device and back; both ways at once.
       mfu: the model's own FLOPs against the peak in the time of `bound`: no run can exceed it.
     """
 
@@ -30,21 +31,22 @@ class Roofline:
     bubble: float
     dtype: str
     mfu: float
+    host: float = 0.0
 
     @property
     def bound(self) -> float:
         """Seconds of a step in which everything overlaps perfectly."""
-        return max(self.compute, self.memory, self.network)
+        return max(self.compute, self.memory, self.network, self.host)
 
     @property
     def serial(self) -> float:
         """Seconds of a step in which nothing overlaps, still at data-sheet speeds."""
-        return self.compute + self.memory + self.network
+        return self.compute + self.memory + self.network + self.host
 
     @property
     def limit(self) -> str:
-        """What `bound` is: compute, memory or network."""
-        return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
+        """What `bound` is: compute, memory, network or host."""
+        return max(("compute", "memory", "network", "host"), key=lambda name: getattr(self, name))
 
 
 def roofline(
@@ -56,6 +58,7 @@ def roofline(
     traffic_bytes: float,
     collectives: Sequence[Traffic],
     bubble: float = 0.0,
+    host_bytes: float = 0.0,
 ) -> Roofline:
     """Bounds for one step of one device.
 
@@ -67,6 +70,7 @@ def roofline(
       traffic_bytes: between one device and its memory, at least.
       collectives: of one step.
       bubble: share of the time that the average pipeline stage idles.
+      host_bytes: between one device and its host's memory, in the direction that has more.
     """
     peak, name = device.peak("tf32" if dtype == "fp32" and "tf32" in device.flops else dtype)
     compute = flops / peak / (1.0 - bubble)
@@ -76,6 +80,7 @@ def roofline(
             by_link[link] = by_link.get(link, 0.0) + seconds
     network = sum(max(each.seconds.values(), default=0.0) for each in collectives)
     memory = traffic_bytes / device.bandwidth
-    bound = max(compute, memory, network)
+    host = host_bytes / device.host_bandwidth if device.host_bandwidth else 0.0
+    bound = max(compute, memory, network, host)
     mfu = model_flops / peak / bound if bound else 0.0
-    return Roofline(compute, memory, network, by_link, bubble, name, mfu)
+    return Roofline(compute, memory, network, by_link, bubble, name, mfu, host)

@@ -116,6 +116,7 @@ def _bounds(plan: Plan) -> list[str]:
         f"  compute  {time_text(bounds.compute):>8}  at the {bounds.dtype} peak{idle}",
         f"  memory   {time_text(bounds.memory):>8}  state, weights and saved activations (estimated)",
         f"  network  {time_text(bounds.network):>8}  {links or 'nothing is sent'}",
+        *([f"  host     {time_text(bounds.host):>8}  layers from and to its memory"] if bounds.host else []),
         f"  at least {time_text(bounds.bound):>8}  if all overlaps, limited by {bounds.limit}: MFU at most "
         f"{bounds.mfu:.0%}, {plan.tokens_per_second:,.0f} tokens/s",
         f"           {time_text(bounds.serial):>8}  if nothing does",

@@ -37,11 +37,12 @@ def configure(config: Config) -> Config:
 
 def quant_rules(config: Config) -> list[tuple[str, str]] | None:
     """The mode's rules for quantized matmuls; None where it has none."""
-    if not config.vgpu.enabled or not find_mode(config.vgpu.mode).quantizes:
+    vgpu = config.vgpu
+    if not vgpu.enabled or vgpu.recipe == "none" or not find_mode(vgpu.mode).quantizes:
         return None
     from apt_jax.vgpu.quant.rules import PROJECTIONS
 
-    return [(PROJECTIONS, config.vgpu.recipe)]
+    return [(PROJECTIONS, vgpu.recipe)]
 
 
 def adapt(model: Any, config: Config, plugins: Plugins) -> list[str]:

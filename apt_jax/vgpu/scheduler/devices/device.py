@@ -42,6 +42,7 @@ class Device:
       bandwidth: bytes/s between the device and its memory.
       links: from the fastest and smallest to the one that joins everything.
       per_host: devices in one host.
+      host_bandwidth: bytes/s in each direction between the device and its host's memory; None: not known.
       gpu: fields of XLA's GpuDeviceInfoProto, for NVIDIA.
       topologies: shapes of a TPU slice that can be had, smallest first; a count is looked up here.
     """
@@ -57,6 +58,7 @@ class Device:
     per_host: int = 8
     gpu: Mapping[str, Any] = field(default_factory=dict)
     topologies: tuple[tuple[int, ...], ...] = ()
+    host_bandwidth: float | None = None
 
     def __post_init__(self) -> None:
         """Raises PluginError for a description that no plan could be made with."""

@@ -21,6 +21,7 @@ from apt_jax.vgpu.scheduler.devices.device import Device, Link
 GIB, MIB = 2**30, 2**20
 _RESERVED = int(1.5 * GIB)
 _PCIE4 = Link("PCIe", 8, 31.5e9, 5e-6)
+_PCIE5 = 63e9  # bytes/s of 16 lanes
 _ETHERNET = Link("Ethernet", None, 3.1e9, 2e-5)  # a 25 Gb/s port per card
 
 
@@ -148,5 +149,6 @@ def _nvidia(
 ) -> Device:
     info = {**gpu, "memory_bandwidth": int(bandwidth), "device_memory_size": reported}
     # A card is sold in GB or GiB as it suits; the larger reading is never below what is reported.
+    newest = gpu["cuda_compute_capability"]["major"] >= 9
     return Device(name, label, "nvidia", reported - reserved, max(sold_gb * GIB, reported), flops, bandwidth, links,
-                  gpu=info)  # fmt: skip
+                  gpu=info, host_bandwidth=_PCIE5 if newest else _PCIE4.bandwidth)  # fmt: skip
