@@ -56,8 +56,8 @@ class MemoryKinds:
                 self._used.add(pattern.pattern)
                 if kind == HOST and not _STREAMED.match(path):
                     raise ConfigError(
-                        f"memory kinds: '{pattern.pattern}' puts {path} on the host, but only what lies under layers/ is "
-                        "taken to the device layer by layer; narrow the pattern, e.g. 'optimizer/layers/.*'"
+                        f"memory kinds: '{pattern.pattern}' puts {path} on the host, but only what lies under layers/ "
+                        "is taken to the device layer by layer; narrow the pattern, e.g. 'optimizer/layers/.*'"
                     )
                 return kind
         return "device"

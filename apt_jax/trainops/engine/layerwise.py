@@ -214,6 +214,6 @@ def _slice(tree: Tree, index: int) -> Tree:
 
 def _coupled(why: str) -> ConfigError:
     return ConfigError(
-        f"a state in host memory (vgpu.offload) is updated layer by layer, but {why}; use an optimizer that treats each "
-        "layer alone, as adamw, adamw8bit, muon and sgd do, without dbc_dac, or vgpu.offload=none"
+        f"a state in host memory (vgpu.offload) is updated layer by layer, but {why}; use an optimizer that treats "
+        "each layer alone, as adamw, adamw8bit, muon and sgd do, without dbc_dac, or vgpu.offload=none"
     )

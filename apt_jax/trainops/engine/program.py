@@ -39,7 +39,8 @@ class Program:
     """Pure functions over one state layout, jitted once, with explicit shardings and donation.
 
     The NNX model is split once here; steps see its parameters as a nested dict of arrays. `traces`
-    counts how often each function was traced: 1 for a whole run; `memory_kinds` says where each array of the state lies.
+    counts how often each function was traced: 1 for a whole run. `memory_kinds` says where each array of the state
+    lies.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ _BF16 = {"training.mixed_precision": "bf16", "model.remat_policy": "weights"}
 _RECOMPUTE = {**_BF16, "model.remat_policy": "full"}
 
 MODES: Mapping[str, Mode] = {
-    "balanced": Mode("bf16 compute; attention in chunks or cuDNN's, never the whole matrix; no bf16 weights kept", _BF16),
+    "balanced": Mode("bf16 compute; attention never as one matrix; no bf16 copies of weights kept", _BF16),
     "memory": Mode("balanced, and each layer's activations are computed again", _RECOMPUTE),
     "speed": Mode("balanced, and quantized matmuls", _BF16, quantizes=True),
     "full": Mode(
