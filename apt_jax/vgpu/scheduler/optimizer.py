@@ -33,7 +33,7 @@ class StateSize:
     def bytes_of(self, tensor: Tensor, mesh: Mesh) -> int:
         """Bytes on one device for a parameter."""
         numbers = mesh.share(tensor.shape, tensor.axes)
-        if self.codes is None or not is_compressed(tensor.size, tensor.hidden_matrix or "vocab" in tensor.axes):
+        if self.codes is None or not is_compressed(tensor.shape, tensor.hidden_matrix or "vocab" in tensor.axes):
             return numbers * (self.matrix if tensor.hidden_matrix else self.other)
         scales = scale_shape(tensor.shape)
         return numbers * self.codes + self.scaled * _FLOAT * math.prod(scales) // mesh.pieces(scales, tensor.axes)

@@ -85,12 +85,8 @@ def test_a_compiler_that_refuses_is_one_line():
 def test_pinned_host_memory_is_told_apart():
     mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
 
-    def struct(kind: str):
-        where = NamedSharding(mesh, PartitionSpec("x"), memory_kind=kind)
-        return jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=where)
-
-    tree = {"a": struct("pinned_host"), "b": struct("device")}
-    assert host_bytes(tree) == shard_bytes(tree["a"]) == 2 * 4 * 4
+    array = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))
+    assert host_bytes({"a": array, "b": array}, ["pinned_host", "device"]) == shard_bytes(array) == 2 * 4 * 4
 
 
 def test_products_count_as_often_as_they_run():

@@ -67,9 +67,10 @@ def test_temporaries_of_a_tpu_are_its_peak(vendor, peak, host, expected):
     analysis = SimpleNamespace(
         argument_size_in_bytes=100, output_size_in_bytes=90, alias_size_in_bytes=90, temp_size_in_bytes=250,
         generated_code_size_in_bytes=7, host_argument_size_in_bytes=host, peak_memory_in_bytes=peak,
+        host_temp_size_in_bytes=5,
     )  # fmt: skip
-    found = allocated(analysis, (), vendor)
-    assert (found.arguments, found.temporaries, found.host) == (100, expected, host)
+    found = allocated(analysis, 0, vendor)
+    assert (found.arguments, found.temporaries, found.host) == (100, expected, host + 5)
     assert found.total == 100 + expected + 7
 
 

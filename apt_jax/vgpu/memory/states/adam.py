@@ -48,7 +48,7 @@ def scale_by_compressed_adam(
     """
 
     def codecs(x: jax.Array, table: bool) -> tuple[Codec, Codec]:
-        return (mu, nu) if is_compressed(x.size, table) else (FLOAT32, FLOAT32)
+        return (mu, nu) if is_compressed(x.shape, table) else (FLOAT32, FLOAT32)
 
     def init(params: optax.Params) -> Any:
         leaves, structure = jax.tree.flatten(params)

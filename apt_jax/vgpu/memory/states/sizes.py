@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 
 BLOCK = 128  # numbers along the last axis that share a scale
-SMALLEST = 4096  # numbers of a parameter whose moments are worth compressing
+SMALLEST = 4096  # numbers of a matrix whose moments are worth compressing
 
 
-def is_compressed(size: int, table: bool) -> bool:
+def is_compressed(shape: Sequence[int], table: bool) -> bool:
     """Whether a parameter's moments are compressed.
 
     Args:
-      size: numbers in it.
+      shape: of the parameter. One matrix of a stack decides for all, so that a layer alone has the same state.
       table: it is a hidden matrix or an embedding, not a norm, a bias or a scalar.
     """
-    return table and size >= SMALLEST
+    return table and math.prod(shape[-2:]) >= SMALLEST
 
 
 def scale_shape(shape: Sequence[int]) -> tuple[int, ...]:
