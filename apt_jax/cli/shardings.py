@@ -67,7 +67,7 @@ def _report(config: Config, devices: int) -> ShardingReport:
 
     config = configured(config, plugins)
     program = build_setup(config, plugins, _vocabulary(config)[0], devices=described_devices(devices)).program
-    return report_shardings(program.strategy, program.abstract_state().opt_state)
+    return report_shardings(program.strategy, program.abstract_state().opt_state, program.memory_kinds.opt_state)
 
 
 def _vocabulary(config: Config) -> tuple[int, str]:
@@ -130,12 +130,13 @@ def _totals(report: ShardingReport) -> list[tuple[str, ...]]:
 
 def _footer(report: ShardingReport) -> list[str]:
     kept = [p for p in report.placements if p.replicated]
+    lines = [f"of a device's share, in its host's memory: {_text(report.host.total)}"] if report.host.total else []
     if not kept:
-        return []
+        return lines
     held = sum(p.per_device.parameters for p in kept)
     large = sum(p.per_device.parameters >= LARGE for p in kept)
     note = f"; {large} of them {LARGE_FLAG}: {_text(LARGE)} or more" if large else ""
-    return [f"whole on every device: {len(kept)} of {len(report.placements)} parameters, {_text(held)}{note}"]
+    return [*lines, f"whole on every device: {len(kept)} of {len(report.placements)} parameters, {_text(held)}{note}"]
 
 
 def _print(report: ShardingReport, given: RunArguments) -> None:

@@ -28,6 +28,7 @@ _FREE_KEYS = (
     "training.distributed.",
     "data.prefetch",
     "data.workers",
+    "vgpu.offload",
 )
 
 

@@ -73,8 +73,9 @@ class MemoryKinds:
 
 
 def place(sharding: NamedSharding, kind: str) -> NamedSharding:
-    """The sharding in that memory. Devices that are only compiled for have one memory, and it stays as it is."""
-    return sharding.with_memory_kind(kind) if kind == HOST else sharding
+    """The sharding in that memory. On devices that only stand for others (to compile, to lay out) it stays as it is."""
+    real = hasattr(sharding.mesh.devices.flat[0], "client")
+    return sharding.with_memory_kind(kind) if kind == HOST and real else sharding
 
 
 def to_device(tree: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from apt_jax.trainops.distributed.memory_kinds import HOST
 from apt_jax.trainops.distributed.strategy import Strategy
 
 Tree = Any
@@ -95,6 +96,7 @@ class ShardingReport:
       placements: of every parameter, in the state's order.
       per_device: bytes on one device, with the optimizer's state that belongs to no parameter.
       whole: bytes of one uncut copy of the same.
+      host: of `per_device`, what lies in the host's memory.
     """
 
     strategy: str
@@ -104,6 +106,7 @@ class ShardingReport:
     placements: tuple[Placement, ...]
     per_device: Bytes
     whole: Bytes
+    host: Bytes
 
     @property
     def devices(self) -> int:
@@ -121,12 +124,13 @@ def described_devices(count: int) -> list[DescribedDevice]:
     return [DescribedDevice(i) for i in range(count)]
 
 
-def report_shardings(strategy: Strategy, opt_state: Tree) -> ShardingReport:
+def report_shardings(strategy: Strategy, opt_state: Tree, opt_kinds: Tree = None) -> ShardingReport:
     """Sums up where a strategy puts parameters, gradients and the optimizer's state.
 
     Args:
       strategy: bound to a mesh, which may be of described devices.
       opt_state: shape structs with shardings, as in `Program.abstract_state()`.
+      opt_kinds: their memory kinds, as in `Program.memory_kinds`; None: all on the device.
     """
     params = {_names(path): x for path, x in jax.tree_util.tree_leaves_with_path(strategy.abstract_params)}
     slots: dict[tuple[str, ...], tuple[int, int]] = dict.fromkeys(params, (0, 0))
@@ -155,6 +159,23 @@ def report_shardings(strategy: Strategy, opt_state: Tree) -> ShardingReport:
         placements=placements,
         per_device=_total((p.per_device for p in placements), rest[0]),
         whole=_total((p.whole for p in placements), rest[1]),
+        host=_on_host(strategy, opt_state, opt_kinds),
+    )
+
+
+def _on_host(strategy: Strategy, opt_state: Tree, opt_kinds: Tree) -> Bytes:
+    if opt_kinds is None:
+        return Bytes(0, 0, 0)
+
+    def held(arrays: Tree, shardings: Tree, kinds: Tree) -> int:
+        leaves = zip(*map(jax.tree.leaves, (arrays, shardings, kinds)), strict=True)
+        return sum(_sizes(x, where)[0] for x, where, kind in leaves if kind == HOST)
+
+    params, kinds = strategy.abstract_params, strategy.param_kinds
+    return Bytes(
+        held(params, strategy.param_shardings, kinds),
+        held(params, strategy.gradient_shardings, kinds),
+        held(opt_state, jax.tree.map(lambda x: x.sharding, opt_state), opt_kinds),
     )
 
 

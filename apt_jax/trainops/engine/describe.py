@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from apt_jax.core.config import Config
+from apt_jax.trainops.distributed.memory_kinds import HOST
 from apt_jax.trainops.distributed.pipeline.cost import Costs, bubble
 from apt_jax.trainops.distributed.pipeline.table import make_table
 from apt_jax.trainops.engine.context import RunContext
@@ -45,6 +46,7 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
             "attention": f"{kernel} ({reason})",
             **({"matmuls": "; ".join(setup.matmuls)} if setup.matmuls else {}),
         },
+        memory=_memory(setup.program),
         batch=batch_arithmetic(
             training.batch_size, training.gradient_accumulation_steps, shards, data.train.row_length
         ),
@@ -58,6 +60,14 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
         ),
         determinism=f"bitwise on {device.device_kind}, jaxlib {metadata.version('jaxlib')}, this mesh",
     )
+
+
+def _memory(program: Program) -> str:
+    """What of the state lies in host memory; empty where nothing does."""
+    kinds = program.memory_kinds
+    groups = {"weights": kinds.params, "optimizer state": kinds.opt_state}
+    there = [name for name, tree in groups.items() if HOST in jax.tree.leaves(tree)]
+    return f"{' and '.join(there)} of the layers in host memory, taken to the device layer by layer" if there else ""
 
 
 def _strategy(config: Config, program: Program) -> str:

@@ -25,6 +25,7 @@ class RunHeader:
       precision: compute, parameter and loss dtypes.
       workdir: as the user gave it.
       resume: "new run" or "continues at step n of m".
+      memory: what lies elsewhere than on the devices.
       determinism: within which limits two runs are bitwise equal.
     """
 
@@ -42,6 +43,7 @@ class RunHeader:
     plugins: tuple[str, ...] = ()
     kernels: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    memory: str = ""
     determinism: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
@@ -60,6 +62,7 @@ class RunHeader:
             ("parameters", f"{self.parameters:,}"),
             ("kernels", "; ".join(f"{k}: {v}" for k, v in self.kernels.items())),
             ("precision", self.precision),
+            ("memory", self.memory),
             ("batch", self.batch),
             ("data", ", ".join(f"{k} {v}".strip() for k, v in self.data.items())),
             ("determinism", self.determinism),

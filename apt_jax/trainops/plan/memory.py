@@ -88,7 +88,7 @@ def replicated_warnings(report: ShardingReport, memory: int) -> tuple[str, ...]:
 def sharding_report(done: Compiled) -> ShardingReport:
     """Where each parameter lies."""
     program = done.setup.program
-    return report_shardings(program.strategy, program.abstract_state().opt_state)
+    return report_shardings(program.strategy, program.abstract_state().opt_state, program.memory_kinds.opt_state)
 
 
 def _device_bytes(tree: Any, kinds: Any) -> int:
@@ -201,7 +201,7 @@ def _estimate(done: Compiled) -> dict[str, int]:
     summed = 2 if training.gradient_accumulation_steps > 1 and mesh["pipe"] == 1 else 1
     chunk = min(training.loss_chunk, facts.tokens)
     return {
-        "gradients": summed * report.per_device.gradients,
+        "gradients": summed * (report.per_device.gradients - report.host.gradients),
         "saved_activations": max(facts.stacks, default=1) * facts.tokens * width * item,
         "logits": 2 * 4 * chunk * min(facts.vocabulary),
     }

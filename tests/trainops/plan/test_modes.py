@@ -32,7 +32,7 @@ def test_each_mode_has_a_plan_of_its_own():
     report = report_of("balanced", "memory")
     plain, balanced, memory = report.rows
     assert plain.name == BASELINE and memory.total < balanced.total < plain.total
-    assert (balanced.plan.remat, memory.plan.remat) == ("none", "full"), "not the profile's dots"
+    assert (balanced.plan.remat, memory.plan.remat) == ("weights", "full"), "not the profile's dots"
     assert report.more_flops(memory) > report.more_flops(balanced)
     assert balanced.unquantized is None
     found = report.to_json()["rows"]

@@ -122,7 +122,7 @@ def test_a_given_model_is_adapted_for_the_run_and_stays_as_it_is(capfd):
     assert not hasattr(model, "quantization") and not isinstance(model.layers.mlp.up.dot_general, QuantizedDot)
     assert loss != plain and loss == pytest.approx(plain, rel=0.05)
     trained_on(trainer.model, *SPEED)  # what was trained is trained on
-    assert trainer.model.remat_policy == "none"
+    assert trainer.model.remat_policy == "weights"
     trainer, _ = trained_on(model, "--config.vgpu.enabled=true", "--config.vgpu.mode=memory")
     assert trainer.model.remat_policy == "full" and model.remat_policy == "none"
 
