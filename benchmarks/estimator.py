@@ -120,7 +120,7 @@ def compile_case(case: Case) -> dict[str, int]:
     state, batch = program.abstract_state(), program.abstract_batch(config.model.max_position_embeddings)
     lowered, kinds = program.train_step.lower(state, batch), jax.tree.leaves(program.memory_kinds)
     say_memory_kinds(lowered, kinds)
-    figures = lowered.compile().memory_analysis()
+    figures: Any = lowered.compile().memory_analysis()
     found = allocated(figures, host_bytes(state, kinds), "nvidia" if case.target == "h100" else "")
     return {
         "arguments": found.arguments,
@@ -171,7 +171,9 @@ def compare(record: dict[str, Any]) -> dict[str, Any]:
         "error": ours.memory_per_gpu / total - 1,
         "arguments": (compiled["arguments"], ours.argument_bytes),
         "accelerate": accelerate(sum(sizes), config.training.mixed_precision),
-        "deepspeed": deepspeed(sum(sizes), max(layer, sizes[0]), record["devices"], config.training.distributed),
+        "deepspeed": None
+        if ours.host_bytes
+        else deepspeed(sum(sizes), max(layer, sizes[0]), record["devices"], config.training.distributed),
     }
 
 
@@ -185,6 +187,8 @@ def accelerate(num_params: int, precision: str) -> int:
 
 def deepspeed(num_params: int, largest_layer: int, devices: int, layout: DistributedConfig) -> int | None:
     """Bytes per GPU of DeepSpeed's `estimate_zero2/3_model_states_mem_needs`, without offload; no activations.
+
+    Not asked where anything is offloaded.
 
     zero/stage3.py: 4 B of the largest layer + 18 B / devices; zero/stage_1_and_2.py: 4 B + 16 B / devices. None for
     layouts that it has no formula for.

@@ -69,8 +69,8 @@ class Estimate:
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.breakdown.items() if size >= 2**20)
         host = f", and {self.host_bytes / 2**30:.2f} GiB of host memory" if self.host_bytes else ""
         return (
-            f"{self.num_params:,} parameters on {self.num_gpus} GPUs: {self.memory_per_gpu / 2**30:.2f} GiB each{host}\n"
-            f"parallelism: {mesh}\nGiB: {parts}"
+            f"{self.num_params:,} parameters on {self.num_gpus} GPUs: {self.memory_per_gpu / 2**30:.2f} GiB each"
+            f"{host}\nparallelism: {mesh}\nGiB: {parts}"
         )
 
 

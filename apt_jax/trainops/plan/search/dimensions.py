@@ -99,7 +99,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("accumulation", accumulations),
     Dimension("schedule", pipeline_schedules),
 )
-NOT_SEARCHED = "not searched: what changes numerics, as training.optimizer=adamw8bit, vgpu.mode=speed (apt-jax vb report)"
+NOT_SEARCHED = "not searched: what changes numerics, as training.optimizer=adamw8bit, vgpu.mode (apt-jax vb report)"
 
 
 def factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:

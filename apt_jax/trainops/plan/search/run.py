@@ -52,7 +52,8 @@ def search(
 ) -> SearchResult:
     """Memory against the least time of a step, over all settings of a config on a target.
 
-    What lies in host memory counts by the time it takes to come and go. The batch is the config's; `world_size` becomes the target's count.
+    What lies in host memory counts by the time it takes to come and go. The batch is the config's; `world_size`
+    becomes the target's count.
 
     Args:
       config: validated.
