@@ -74,7 +74,6 @@ def streamed_moments(step: Step, saved: float) -> Mapping[str, Bytes]:
     found = {
         "loss": {**kept, **loss_terms(step)},
         "embedding": {**kept, **flow, "gradients": kept.get("gradients", 0.0) + rest},
-        # The SwiGLU's gradients are on their way to the host by then.
         "attention": {**kept, **attention_terms(step), **head},
         "SwiGLU": {**kept, **swiglu_terms(step), **gathered_terms(step, ".mlp"), **head, "streamed layers": layer},
         "update": _update(step, rest, layer, tied),

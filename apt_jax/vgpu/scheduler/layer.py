@@ -92,11 +92,11 @@ def loss_terms(step: Step) -> Bytes:
 def attention_terms(step: Step) -> Bytes:
     """While attention goes back: the SwiGLU's gradients are still there, its weights are not.
 
-    Where gradients go to the host, XLA has formed those of the SwiGLU before.
+    Where gradients go to the host, XLA has formed those of the SwiGLU before, if nothing of them is to be sent.
     """
     D, F, Q, t, s, e = step.w.D, step.F, step.Q, step.t, step.s, step.e
     wide = (4 if e < FLOAT else 5) * e * t * F  # gate and up, their gradients; in float32 their product as well
-    if step.layers_on_host:
+    if step.layers_on_host and step.mesh.fsdp == 1:
         wide = 0
     stream = (3 * FLOAT + 5 * e) * s * D
     heads = 4 * e * t * Q
