@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from apt_jax.core.config.schema import Config, DistributedConfig, ModelConfig, TrainingConfig
+from apt_jax.core.config.schema import Config, DistributedConfig, ModelConfig, TrainingConfig, VgpuConfig
 from apt_jax.vgpu.scheduler.estimator import estimate
 from apt_jax.vgpu.scheduler.shapes import parameters
 from benchmarks.estimator_cases import Case, fitting, tpu, validation
@@ -65,7 +65,9 @@ def config_of(record: dict[str, Any]) -> Config:
     """The config of a stored record."""
     layout = DistributedConfig(**record["distributed"])
     return Config(
-        model=ModelConfig(**record["model"]), training=TrainingConfig(**record["training"], distributed=layout)
+        model=ModelConfig(**record["model"]),
+        training=TrainingConfig(**record["training"], distributed=layout),
+        vgpu=VgpuConfig(**record.get("vgpu", {})),
     )
 
 
@@ -81,7 +83,7 @@ def regenerate(split: str, *, fresh: bool = False) -> None:
     records = []
     for case in cases(split):
         record = stored.get(case.name)
-        if record is None or {k: record[k] for k in asdict(case)} != asdict(case):
+        if record is None or {k: record.get(k, {}) for k in asdict(case)} != asdict(case):
             started = time.perf_counter()
             record = {**asdict(case), "compiled": compile_case(case)}
             print(f"{case.name}: {time.perf_counter() - started:.0f} s", flush=True)
@@ -105,21 +107,28 @@ def compile_case(case: Case) -> dict[str, int]:
     """The compiler's figures of the real train step, in bytes of one device."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = XLA_FLAGS
+    import jax
+
     from apt_jax.core.registry import load_plugins
     from apt_jax.trainops.engine.setup import build_setup
+    from apt_jax.trainops.plan.compiled import allocated, host_bytes, say_memory_kinds
 
     config = config_of(asdict(case))
     plugins = load_plugins(enabled=(), disabled=("*",), plugins_dir=None)
     devices = devices_of(case, plugins)
     program = build_setup(config, plugins, config.model.vocab_size or 0, devices=devices).program
-    batch = program.abstract_batch(config.model.max_position_embeddings)
-    figures = program.train_step.lower(program.abstract_state(), batch).compile().memory_analysis()
+    state, batch = program.abstract_state(), program.abstract_batch(config.model.max_position_embeddings)
+    lowered, kinds = program.train_step.lower(state, batch), jax.tree.leaves(program.memory_kinds)
+    say_memory_kinds(lowered, kinds)
+    figures: Any = lowered.compile().memory_analysis()
+    found = allocated(figures, host_bytes(state, kinds), "nvidia" if case.target == "h100" else "")
     return {
-        "arguments": figures.argument_size_in_bytes,
+        "arguments": found.arguments,
         "temporaries": figures.temp_size_in_bytes,
-        "outputs": figures.output_size_in_bytes,
-        "reused": figures.alias_size_in_bytes,
+        "outputs": found.outputs,
+        "reused": found.aliased,
         "peak": figures.peak_memory_in_bytes,
+        **({"host": found.host} if found.host else {}),
     }
 
 
@@ -162,7 +171,9 @@ def compare(record: dict[str, Any]) -> dict[str, Any]:
         "error": ours.memory_per_gpu / total - 1,
         "arguments": (compiled["arguments"], ours.argument_bytes),
         "accelerate": accelerate(sum(sizes), config.training.mixed_precision),
-        "deepspeed": deepspeed(sum(sizes), max(layer, sizes[0]), record["devices"], config.training.distributed),
+        "deepspeed": None
+        if ours.host_bytes
+        else deepspeed(sum(sizes), max(layer, sizes[0]), record["devices"], config.training.distributed),
     }
 
 
@@ -176,6 +187,8 @@ def accelerate(num_params: int, precision: str) -> int:
 
 def deepspeed(num_params: int, largest_layer: int, devices: int, layout: DistributedConfig) -> int | None:
     """Bytes per GPU of DeepSpeed's `estimate_zero2/3_model_states_mem_needs`, without offload; no activations.
+
+    Not asked where anything is offloaded.
 
     zero/stage3.py: 4 B of the largest layer + 18 B / devices; zero/stage_1_and_2.py: 4 B + 16 B / devices. None for
     layouts that it has no formula for.

@@ -14,7 +14,7 @@ Keys = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration; keys are those of `ModelConfig`, `TrainingConfig` and `DistributedConfig`.
+    """One configuration; keys are those of `ModelConfig`, `TrainingConfig`, `DistributedConfig` and `VgpuConfig`.
 
     Attributes:
       name: unique.
@@ -29,6 +29,7 @@ class Case:
     training: Keys
     distributed: Keys = field(default_factory=dict)
     target: str = "h100"
+    vgpu: Keys = field(default_factory=dict)
 
 
 def _sizes(arch: str, D: int, L: int, N: int, K: int, F: int, V: int, T: int, tied: bool = False) -> Keys:
@@ -67,15 +68,19 @@ VALIDATION_MODELS = {
 
 
 def _case(group: str, size: str, devices: int, strategy: str, batch: int, /, **keys: Any) -> Case:
-    """`remat`, `accumulate`, `chunk`, `dtype`, `length`, `kernel`, `scan`; the rest goes to `distributed`."""
+    """`remat`, `accumulate`, `chunk`, `dtype`, `optimizer`, `offload`, `length`, `kernel`, `scan`; the rest goes to
+    `distributed`.
+    """
     models = FITTING_MODELS if size in FITTING_MODELS else VALIDATION_MODELS
     words = [size, str(devices), strategy, *(f"{k}={v}" for k, v in {"batch": batch, **keys}.items())]
-    model = {**models[size], "remat_policy": keys.pop("remat", "full")}
+    offload = keys.pop("offload", None)
+    model = {**models[size], "remat_policy": keys.pop("remat", "offload" if offload == "all" else "full")}
     for key, name in (("length", "max_position_embeddings"), ("kernel", "attention_kernel"), ("scan", "scan_layers")):
         if key in keys:
             model[name] = keys.pop(key)
     training = {"batch_size": batch, "mixed_precision": keys.pop("dtype", "bf16")}
-    for key, name in (("accumulate", "gradient_accumulation_steps"), ("chunk", "loss_chunk")):
+    names = {"accumulate": "gradient_accumulation_steps", "chunk": "loss_chunk", "optimizer": "optimizer"}
+    for key, name in names.items():
         if key in keys:
             training[name] = keys.pop(key)
     target = keys.pop("target", "h100")
@@ -83,7 +88,8 @@ def _case(group: str, size: str, devices: int, strategy: str, batch: int, /, **k
              "context_parallel", "pipe": "pipeline_parallel", "schedule": "pipeline_schedule", "chunks":
              "pipeline_chunks", "method": "context_method"}  # fmt: skip
     distributed = {"strategy": strategy, **{short.get(k, k): v for k, v in keys.items()}}
-    return Case(" ".join(words), group, devices, model, training, distributed, target)
+    vgpu = {} if offload is None else {"enabled": True, "offload": offload}
+    return Case(" ".join(words), group, devices, model, training, distributed, target, vgpu)
 
 
 def fitting() -> Iterator[Case]:
@@ -113,6 +119,27 @@ def fitting() -> Iterator[Case]:
         "pipeline", "200M", 8, "hybrid", 32, pipe=2, data=2, tensor=2, accumulate=4, schedule="interleaved", chunks=2
     )
     yield _case("context", "740M", 8, "context", 4, fsdp=2, context=4, length=4096)
+    yield _case("weights", "60M", 1, "ddp", 8, remat="weights")
+    yield _case("weights", "740M", 8, "fsdp", 32, remat="weights")
+    yield _case("offload", "200M", 1, "ddp", 4, offload="optimizer")
+    yield _case("offload", "200M", 1, "ddp", 4, offload="state")
+    yield _case("offload", "200M", 1, "ddp", 4, offload="all")
+    yield _case("offload", "200M", 1, "ddp", 8, accumulate=2, offload="all")
+    yield _case("offload", "5B", 1, "ddp", 2, offload="all")
+    yield _case("offload", "5B", 1, "ddp", 2, optimizer="adamw8bit", offload="all")
+    yield _case("offload", "740M", 8, "fsdp", 16, offload="optimizer")
+    yield _case("offload", "740M", 8, "fsdp", 16, offload="all")
+    yield _case("offload", "740M", 8, "fsdp", 32, accumulate=2, offload="state")
+    yield _case("offload", "740M", 8, "fsdp", 16, optimizer="adamw8bit", offload="state")
+    yield _case("offload", "900M-apt", 1, "ddp", 2, offload="all")
+    yield _case("offload", "60M", 1, "ddp", 16, offload="state")
+    yield _case("offload", "22B", 1, "ddp", 1, optimizer="adamw8bit", offload="all")
+    yield _case("offload", "5B", 1, "ddp", 1, optimizer="adamw8bit", offload="optimizer")
+    yield _case("offload", "22B", 1, "ddp", 2, offload="state")
+    yield _case("offload", "22B", 8, "fsdp", 16, accumulate=2, offload="all")
+    yield _case("offload", "22B", 8, "fsdp", 8, optimizer="adamw8bit", offload="state")
+    yield _case("offload", "5B", 8, "fsdp", 8, offload="all")
+    yield _case("offload", "900M-apt", 1, "ddp", 8, accumulate=2, offload="state")
 
 
 def validation() -> Iterator[Case]:
@@ -166,6 +193,21 @@ def validation() -> Iterator[Case]:
     yield _case("length", "1B", 8, "fsdp", 8, length=4096)
     yield _case("length", "8B", 64, "fsdp", 64, length=8192)
     yield _case("context", "1B", 8, "context", 4, fsdp=2, context=4, length=4096)
+    yield _case("weights", "125M", 1, "ddp", 16, remat="weights")
+    yield _case("weights", "350M", 8, "ddp", 32, remat="weights")
+    yield _case("weights", "1B", 8, "fsdp", 16, remat="weights")
+    yield _case("weights", "8B", 16, "fsdp", 16, remat="weights")
+    yield _case("offload", "125M", 1, "ddp", 16, offload="all")
+    yield _case("offload", "125M", 8, "ddp", 64, optimizer="adamw8bit", offload="optimizer")
+    yield _case("offload", "1B", 1, "ddp", 8, accumulate=2, offload="state")
+    yield _case("offload", "1B", 8, "fsdp", 64, accumulate=4, optimizer="adamw8bit", offload="optimizer")
+    yield _case("offload", "3B", 1, "ddp", 2, offload="optimizer")
+    yield _case("offload", "7B", 1, "ddp", 1, length=2048, offload="all")
+    yield _case("offload", "7B", 1, "ddp", 1, length=2048, optimizer="adamw8bit", offload="all")
+    yield _case("offload", "8B", 8, "fsdp", 8, offload="all")
+    yield _case("offload", "13B", 8, "fsdp", 16, accumulate=2, offload="all")
+    yield _case("offload", "33B", 1, "ddp", 4, offload="all")
+    yield _case("offload", "33B", 8, "fsdp", 8, optimizer="adamw8bit", offload="state")
 
 
 def tpu() -> Iterator[Case]:

@@ -36,9 +36,10 @@ Show what a run would need before anything runs; needs no accelerator.
     collectives and the least time of a step. Where it does not fit, changes that might make it fit are tried by
     the compiler, and the exit code is 1. The compilers: pip install '.[gpu-compile]' for NVIDIA, libtpu for TPU.
 --target=DEVICE:COUNT --config=PROFILE --search[=K] [--no-compile]
-    which mesh, remat policy, accumulation and pipeline schedule: all of them by closed form, the best K (8) by the
-    compiler, of which each takes as long as a plan; memory against the least time of a step, and the options of the
-    fastest that fits. The batch stays; world_size becomes the target's count. The exit code is 1 if nothing fits.
+    which mesh, remat policy, accumulation, pipeline schedule and offload to host memory: all of them by closed form,
+    the best K (8) by the compiler, of which each takes as long as a plan; memory against the least time of a step, and
+    the options of the fastest that fits. The batch stays; world_size becomes the target's count. The exit code is 1
+    if nothing fits.
     --no-compile: by closed form alone, without a compiler for the device.
 --show-schedule --config=PROFILE [--config.KEY=VALUE …]    the schedule of a profile's pipeline
 --show-schedule --stages=P --microbatches=M [--schedule=NAME] [--chunks=V]    any other"""

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from apt_jax.core.config import Config
+from apt_jax.core.configured import configured
 from apt_jax.core.errors import AptError
 from apt_jax.core.layout import MESH_AXES
 from apt_jax.trainops.plan.compiled import vocabulary
 from apt_jax.trainops.plan.make import make_plan
 from apt_jax.trainops.plan.memory import Part
+from apt_jax.trainops.plan.offload import can_offload, offload_values
 from apt_jax.trainops.plan.plan import Plan, Remedy
+from apt_jax.vgpu.runtime.offload import resolve_offload
 from apt_jax.vgpu.scheduler import estimate
 from apt_jax.vgpu.scheduler.devices import Target
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
 
-_STRONGER = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
+_STRONGER = {
+    "none": ("weights", "attention", "full"), "weights": ("attention", "full"), "dots": ("attention", "full"),
+    "attention": ("full",),
+}  # fmt: skip
 ERROR = 0.15  # of the closed form's memory, with room to spare: tests hold it to 0.10 on GPUs
 # The closed form's names of what a plan has among other causes; the rest is working memory.
 _CAUSES = {
@@ -44,9 +50,14 @@ class Change:
 
     def apply(self, config: Config) -> Config:
         """The config with these values."""
+        tree: dict[str, Any] = {}
         for key, value in self.values.items():
-            config = _set(config, key.split("."), value)
-        return config
+            *path, name = key.split(".")
+            section = tree
+            for each in path:
+                section = section.setdefault(each, {})
+            section[name] = value
+        return _set(config, tree)
 
     def __add__(self, other: Change) -> Change:
         return Change({**self.values, **other.values}, self.saves + other.saves)
@@ -92,19 +103,19 @@ def try_changes(
 ) -> tuple[Remedy, ...]:
     """What makes a plan fit that does not, the cheapest first, up to the first that does.
 
-    A change that cannot save enough by the plan's own breakdown is not compiled.
+    A change that cannot save enough by the plan's own breakdown is not compiled. Layers in host memory, the most
+    expensive, are tried whatever else was.
 
     Args:
       plan: of `config`, that does not fit; or what the closed form says of it.
       config, plugins, target: as for `make_plan`.
-      most: programs compiled.
+      most: programs compiled, besides those with layers in host memory.
     """
+    config = configured(config, plugins)
     tried: list[Remedy] = []
-    for change in candidates(plan, config):
-        if change.saves < plan.excess:
+    for change in candidates(plan, config, target):
+        if change.saves < plan.excess or (len(tried) >= most and "vgpu.offload" not in change.values):
             continue
-        if len(tried) == most:
-            break
         try:
             changed = make_plan(change.apply(config), plugins, target)
         except AptError as error:
@@ -116,8 +127,11 @@ def try_changes(
     return tuple(tried)
 
 
-def candidates(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
-    """Single changes by rising cost, of time before accuracy; then the same added up one after another."""
+def candidates(plan: Plan | Shortage, config: Config, target: Target) -> Iterator[Change]:
+    """Single changes by rising cost, of time before accuracy; then the same added up one after another.
+
+    At the end layers in host memory: alone, and with all the rest.
+    """
     single = [*_accumulate(plan, config), *_shard(plan), *_recompute(plan, config), *_states(plan, config)]
     yield from single
     strongest: dict[tuple[str, ...], Change] = {}
@@ -129,6 +143,10 @@ def candidates(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
         if together is not None:
             yield whole
         together = whole
+    for change in _offload(plan, config, target):
+        yield change
+        if together is not None:
+            yield together + change
 
 
 def _accumulate(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
@@ -156,9 +174,10 @@ def _shard(plan: Plan | Shortage) -> Iterator[Change]:
 
 
 def _recompute(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
-    """Activations computed anew in the backward pass: up to a third more arithmetic."""
+    """Copies of weights made anew, which costs next to nothing; then activations, up to a third more arithmetic."""
     for policy in _STRONGER.get(config.model.remat_policy, ()):
-        yield Change({"model.remat_policy": policy}, _bytes(plan, "saved_activations", "working"))
+        causes = () if policy == "weights" else ("saved_activations", "working")
+        yield Change({"model.remat_policy": policy}, _bytes(plan, "weight_copies", *causes))
 
 
 def _states(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
@@ -167,11 +186,24 @@ def _states(plan: Plan | Shortage, config: Config) -> Iterator[Change]:
         yield Change({"training.optimizer": "adamw8bit"}, _bytes(plan, "optimizer") * 3 // 4)
 
 
+def _offload(plan: Plan | Shortage, config: Config, target: Target) -> Iterator[Change]:
+    """Layers in host memory, through the device one at a time: as slow as the way there."""
+    if can_offload(config) and resolve_offload(config) != "all":
+        values = {**offload_values(config, target, "all"), "model.remat_policy": "offload"}
+        held = ("parameters", "optimizer", "gradients", "weight_copies", "saved_activations", "working")
+        yield Change(values, _bytes(plan, *held))
+
+
 def _bytes(plan: Plan | Shortage, *causes: str) -> int:
     return sum(plan.parts[cause].bytes for cause in causes if cause in plan.parts)
 
 
-def _set(section: Any, path: list[str], value: Any) -> Any:
-    if len(path) == 1:
-        return replace(section, **{path[0]: value})
-    return replace(section, **{path[0]: _set(getattr(section, path[0]), path[1:], value)})
+def _set(section: Any, values: Mapping[str, Any]) -> Any:
+    """The section with these values; those of its own sections are mappings."""
+    if not values:
+        return section
+    changed = {
+        name: _set(getattr(section, name), value) if is_dataclass(getattr(section, name)) else value
+        for name, value in values.items()
+    }
+    return replace(section, **changed)

@@ -17,6 +17,9 @@ from typing import Any
 from apt_jax.core.config.schema import Config, DataConfig, DistributedConfig, ModelConfig, TrainingConfig
 from apt_jax.core.errors import ConfigError, unknown_name
 from apt_jax.core.layout import MESH_AXES, resolve_layout
+from apt_jax.vgpu.runtime.modes import apply_mode
+from apt_jax.vgpu.runtime.offload import resolve_offload
+from apt_jax.vgpu.scheduler.host import host_terms
 from apt_jax.vgpu.scheduler.memory import arguments, temporaries
 from apt_jax.vgpu.scheduler.mesh import Mesh
 from apt_jax.vgpu.scheduler.shapes import count_parameters, widths
@@ -43,6 +46,7 @@ class Estimate:
       argument_bytes: of them, the state and the batch: exact.
       num_params: of the model.
       tokens: of a step, over all devices.
+      host_bytes: of one device's share in host memory, beside all this.
       method: where the figures come from.
     """
 
@@ -53,6 +57,7 @@ class Estimate:
     argument_bytes: int
     num_params: int
     tokens: int
+    host_bytes: int = 0
     method: str = field(default="closed form", compare=False)
 
     def fits(self, gpu_memory_gb: float = GPU_MEMORY_GB) -> bool:
@@ -62,9 +67,10 @@ class Estimate:
     def __str__(self) -> str:
         mesh = " × ".join(f"{axis} {size}" for axis, size in self.parallelism.items()) or "none needed"
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.breakdown.items() if size >= 2**20)
+        host = f", and {self.host_bytes / 2**30:.2f} GiB of host memory" if self.host_bytes else ""
         return (
-            f"{self.num_params:,} parameters on {self.num_gpus} GPUs: {self.memory_per_gpu / 2**30:.2f} GiB each\n"
-            f"parallelism: {mesh}\nGiB: {parts}"
+            f"{self.num_params:,} parameters on {self.num_gpus} GPUs: {self.memory_per_gpu / 2**30:.2f} GiB each"
+            f"{host}\nparallelism: {mesh}\nGiB: {parts}"
         )
 
 
@@ -88,16 +94,19 @@ class MemoryEstimate:
 
 
 def estimate(config: Config, devices: int | None = None, vocab_size: int | None = None) -> Estimate:
-    """Memory of one device for a config as it is.
+    """Memory of one device for a config as it is, with what `vgpu.mode` and `vgpu.offload` set where it is enabled.
+
+    What quantized matmuls need is not counted.
 
     Args:
-      config: validated; `model`, `training` and `data.sequence_length` are read.
+      config: validated; `model`, `training`, `vgpu` and `data.sequence_length` are read.
       devices: present; default: `world_size`, else the product of the sizes given.
       vocab_size: the tokenizer's, where `model.vocab_size` is unset.
 
     Raises:
-      ConfigError: an architecture, optimizer or layout that it cannot count.
+      ConfigError: an architecture, optimizer, remat policy or layout that it cannot count.
     """
+    config = apply_mode(config) if config.vgpu.enabled else config
     layout, model = config.training.distributed, config.model
     num_params = count_parameters(model, vocab_size)
     present = layout.world_size or devices or _devices(layout)
@@ -131,7 +140,7 @@ def quick_estimate(
       gpu: a device by name, such as "h100" or "rtx3090"; wins over `gpu_memory_gb`.
       gpu_memory_gb: of one GPU, in 10⁹ bytes as sold.
       mixed_precision: fp32, bf16 or fp16.
-      remat_policy: none, full, dots or attention.
+      remat_policy: none, weights, dots, attention, full or offload.
       optimizer: adamw, adamw8bit, adamw_bf16, muon or sgd.
       vocab_size: the tokenizer's, where the model has none.
 
@@ -264,7 +273,7 @@ def _estimate(config: Config, mesh: Mesh, num_params: int, vocab_size: int | Non
             f"mixed_precision: {unknown_name('precision', training.mixed_precision, ('fp32', 'bf16', 'fp16'))}"
         )
     length = config.data.sequence_length or config.model.max_position_embeddings
-    step = make_step(config.model, training, mesh, length, vocab_size)
+    step = make_step(config.model, training, mesh, length, vocab_size, resolve_offload(config))
     given, made = arguments(step), temporaries(step)
     breakdown = {name: int(size) for name, size in {**given, **made}.items()}
     sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES if getattr(mesh, axis) > 1}
@@ -278,6 +287,7 @@ def _estimate(config: Config, mesh: Mesh, num_params: int, vocab_size: int | Non
         argument_bytes=int(sum(given.values())),
         num_params=num_params,
         tokens=training.batch_size * length,
+        host_bytes=int(sum(host_terms(step).values())),
     )
 
 

@@ -21,6 +21,8 @@ FRAGMENTS = 1.03  # allocated over needed, of a layer's working set
 def weight_copies(step: Step) -> Bytes:
     """Copies of all layers' weights that XLA makes once a step."""
     mesh = step.mesh
+    if step.layers_on_host:
+        return {}
     if mesh.fsdp > 1 and mesh.zero_stage >= 3 and step.remat != "none":
         # Turned, so that the axis they are gathered along is the outermost.
         return {"weight copies": FLOAT * sum(step.held(part=f"{name}.kernel") for name in ("attn.o", "mlp.down"))}
@@ -34,6 +36,8 @@ def saved_per_layer(step: Step) -> float:
     """Bytes that one layer keeps for its backward pass."""
     D, F, Q, KV, t, s, e = step.w.D, step.F, step.Q, step.KV, step.t, step.s, step.e
     stream = e * s * D
+    if step.remat == "offload":  # on the host
+        return 0.0
     if step.remat == "full":
         return stream
     if step.remat == "attention":
@@ -86,9 +90,14 @@ def loss_terms(step: Step) -> Bytes:
 
 
 def attention_terms(step: Step) -> Bytes:
-    """While attention goes back: the SwiGLU's gradients are still there, its weights are not."""
+    """While attention goes back: the SwiGLU's gradients are still there, its weights are not.
+
+    Where gradients go to the host, XLA has formed those of the SwiGLU before, if nothing of them is to be sent.
+    """
     D, F, Q, t, s, e = step.w.D, step.F, step.Q, step.t, step.s, step.e
     wide = (4 if e < FLOAT else 5) * e * t * F  # gate and up, their gradients; in float32 their product as well
+    if step.layers_on_host and step.mesh.fsdp == 1:
+        wide = 0
     stream = (3 * FLOAT + 5 * e) * s * D
     heads = 4 * e * t * Q
     logits = FLOAT * step.logits * (LOGITS_ALIVE if step.unrolled_attention else LOGITS_IN_LOOPS)

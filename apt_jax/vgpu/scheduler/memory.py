@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from apt_jax.vgpu.scheduler.host import slot_slices, slots_on_host, streamed_moments
 from apt_jax.vgpu.scheduler.layer import (
     FLOAT,
     Bytes,
@@ -25,11 +26,11 @@ _BATCH_TOKEN = 5 * 4  # tokens, targets, segments, positions int32; mask float32
 
 
 def arguments(step: Step) -> Bytes:
-    """What the step is given: exactly the compiler's argument bytes."""
+    """What the step is given on the device: exactly the compiler's argument bytes."""
     whole = () if step.mesh.zero_stage >= 3 else ("fsdp",)
-    kept = sum(step.optimizer.bytes_of(tensor, step.mesh) for tensor in step.tensors)
+    kept = sum(step.optimizer.bytes_of(t, step.mesh) for t in step.tensors if not slots_on_host(step, t))
     return {
-        "parameters": FLOAT * step.held(without=whole),
+        "parameters": FLOAT * step.held(layered=False if step.layers_on_host else None, without=whole),
         "optimizer": kept + step.optimizer.counters + _COUNTERS,
         "batch": _BATCH_TOKEN * step.t * step.micros,
     }
@@ -44,6 +45,8 @@ def moments(step: Step) -> Mapping[str, Bytes]:
     """Terms by moment."""
     if step.mesh.pipe > 1:
         return pipeline_moments(step)
+    if step.layers_on_host:
+        return streamed_moments(step, step.layers * saved_per_layer(step))
     kept = kept_throughout(step)
     return {
         "loss": {**kept, **loss_terms(step)},
@@ -71,4 +74,6 @@ def update_terms(step: Step) -> Bytes:
     terms: Bytes = {"gradients": FLOAT * step.held(without=cut)}
     if mesh.fsdp > 1 and mesh.zero_stage < 3:
         terms = {"gradients": FLOAT * step.held(), "gathered weights": FLOAT * step.held(without=("fsdp",))}
+    if step.offload == "optimizer":
+        terms["streamed layers"] = slot_slices(step)
     return terms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from apt_jax.core.layout import DEFAULT_RULES, MESH_AXES, Layout
 
@@ -55,7 +56,7 @@ class Mesh:
           shape, axes: the parameter's.
           without: mesh axes that do not cut it.
         """
-        return math.prod(shape) // math.prod(map(math.prod, self._cuts(axes, without)))
+        return math.prod(shape) // _ways(self, tuple(axes), tuple(without))
 
     def divides(self, shape: Sequence[int], axes: Sequence[str]) -> bool:
         """Whether a parameter can be cut so; training refuses what cannot.
@@ -63,7 +64,7 @@ class Mesh:
         Args:
           shape, axes: the parameter's.
         """
-        return all(size % math.prod(cuts) == 0 for size, cuts in zip(shape, self._cuts(axes), strict=True))
+        return all(size % math.prod(cuts) == 0 for size, cuts in zip(shape, self.cuts(axes), strict=True))
 
     def pieces(self, shape: Sequence[int], axes: Sequence[str]) -> int:
         """Pieces of an array that belongs to a parameter but has other sizes.
@@ -73,7 +74,7 @@ class Mesh:
           axes: the parameter's.
         """
         pieces = 1
-        for size, cuts in zip(shape, self._cuts(axes), strict=True):
+        for size, cuts in zip(shape, self.cuts(axes), strict=True):
             ways = 1
             for cut in cuts:
                 if size % (ways * cut):
@@ -82,10 +83,15 @@ class Mesh:
             pieces *= ways
         return pieces
 
-    def _cuts(self, axes: Sequence[str], without: Sequence[str] = ()) -> Iterator[list[int]]:
+    def cuts(self, axes: Sequence[str], without: Sequence[str] = ()) -> Iterator[list[int]]:
         """Sizes of the mesh axes that cut each axis of an array, which a mesh axis serves once."""
         used = set(without)
         for axis in axes:
             mine = [name for name in DEFAULT_RULES.get(axis, ()) if name not in used]
             used.update(mine)
             yield [getattr(self, name) for name in mine]
+
+
+@lru_cache(maxsize=4096)  # a search asks again and again
+def _ways(mesh: Mesh, axes: tuple[str, ...], without: tuple[str, ...]) -> int:
+    return math.prod(map(math.prod, mesh.cuts(axes, without)))

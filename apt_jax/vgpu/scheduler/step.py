@@ -10,6 +10,8 @@ from apt_jax.vgpu.scheduler.mesh import Mesh
 from apt_jax.vgpu.scheduler.optimizer import OPTIMIZERS, StateSize
 from apt_jax.vgpu.scheduler.shapes import Tensor, Widths, parameters, widths
 
+REMAT = ("none", "weights", "dots", "attention", "full", "offload")
+OFFLOADS = ("none", "optimizer", "state", "all")
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "auto": 2}  # bytes; auto: bf16, as on every accelerator
 ATTENTION_CHUNK = 128  # queries whose logits exist at one time, in `model.layers.kernels`
 _PREFIXES = 8  # most key ranges of a row, there
@@ -28,6 +30,8 @@ class Step:
       loss_chunk: tokens whose logits exist at one time.
       optimizer: what it keeps.
       schedule, chunks: of the pipeline; groups of layers per stage.
+      offload: what of the layers lies in host memory, one of `OFFLOADS`.
+      clips: the gradient is clipped by its norm.
     """
 
     w: Widths
@@ -43,6 +47,8 @@ class Step:
     optimizer: StateSize
     schedule: str
     chunks: int
+    offload: str = "none"
+    clips: bool = True
 
     @property
     def t(self) -> int:
@@ -85,6 +91,11 @@ class Step:
         return self.w.L // self.mesh.pipe
 
     @property
+    def layers_on_host(self) -> bool:
+        """Whether weights and gradients of the layers lie in host memory."""
+        return self.offload in ("state", "all")
+
+    @property
     def logits(self) -> int:
         """Attention logits of a layer, all chunks: each chunk of queries against the keys up to its last."""
         ranges = self.ranges
@@ -113,9 +124,14 @@ class Step:
 
 
 def make_step(
-    model: ModelConfig, training: TrainingConfig, mesh: Mesh, length: int, vocab_size: int | None = None
+    model: ModelConfig,
+    training: TrainingConfig,
+    mesh: Mesh,
+    length: int,
+    vocab_size: int | None = None,
+    offload: str = "none",
 ) -> Step:
-    """Raises ConfigError for sizes that the mesh does not divide, and as `shapes.widths`."""
+    """Raises ConfigError for sizes that the mesh does not divide, what cannot be offloaded, and as `shapes.widths`."""
     w, micros = widths(model, vocab_size), training.gradient_accumulation_steps
     micro = training.batch_size // micros
     if micro % mesh.rows:
@@ -126,6 +142,10 @@ def make_step(
     if training.optimizer not in OPTIMIZERS:
         known = unknown_name("optimizer", training.optimizer, OPTIMIZERS)
         raise ConfigError(f"training.optimizer: {known}; `apt-jax plan` compiles any")
+    if model.remat_policy not in REMAT:
+        known = unknown_name("remat policy", model.remat_policy, REMAT)
+        raise ConfigError(f"model.remat_policy: {known}; `apt-jax plan` compiles any")
+    _check_offload(offload, model.remat_policy, mesh)
     optimizer = OPTIMIZERS[training.optimizer]
     if training.optimizer == "sgd" and not training.momentum:
         optimizer = replace(optimizer, matrix=0, other=0)
@@ -144,4 +164,22 @@ def make_step(
         optimizer=optimizer,
         schedule=layout.pipeline_schedule,
         chunks=layout.pipeline_chunks if mesh.pipe > 1 else 1,
+        offload=offload,
+        clips=training.gradient_clipping is not None,
     )
+
+
+def _check_offload(offload: str, remat: str, mesh: Mesh) -> None:
+    """What training refuses as well."""
+    if offload not in OFFLOADS:
+        raise ConfigError(f"vgpu.offload: {unknown_name('choice', offload, OFFLOADS)}")
+    if mesh.pipe > 1 and (offload != "none" or remat == "offload"):
+        raise ConfigError(
+            "training.distributed.pipeline_parallel: stages keep their layers and inputs on the device; use 1 with "
+            "vgpu.offload or model.remat_policy=offload, or cut over fsdp"
+        )
+    if offload in ("state", "all") and remat in ("none", "weights"):
+        raise ConfigError(
+            f"vgpu.offload: {offload} needs a model.remat_policy that takes weights again in the backward pass, not "
+            f"{remat}; use full or offload"
+        )

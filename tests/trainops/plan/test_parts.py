@@ -24,6 +24,25 @@ from apt_jax.trainops.plan.text import size_text, time_text
 from apt_jax.trainops.plan.work import compiled_flops, model_flops
 from apt_jax.vgpu.scheduler import Device, Link
 
+# 96 bytes of the host's at 7, where all memories together are at their peak; the device's own peak is at 3.
+HOST_RANGES = """HloLiveRange (max 9):
+  BufferLiveRange:
+    early.1{}:1-4
+    early.2{}:3-5
+    late.1{}:6-8
+    stack.1{}:5-9
+  Live ranges at 7 (peak):
+    stack.1{}: 96 bytes (cumulative: 96 bytes)
+    late.1{}: 32 bytes (cumulative: 128 bytes)
+"""
+HOST_BUFFERS = """BufferAssignment:
+allocation 0: size 64, preallocated-temp:
+ value: <1 early.1 @0> (size=32,offset=0): f32[8]{0}
+ value: <2 early.2 @0> (size=16,offset=32): f32[4]{0}
+ value: <3 late.1 @0> (size=32,offset=32): f32[2,4]{1,0}
+allocation 1: size 96, color 5, preallocated-temp:
+ value: <4 stack.1 @0> (size=96,offset=0): f32[3,8]{1,0:S(5)}
+"""
 RANGES = """HloLiveRange (max 9):
   BufferLiveRange:
     while.1{}:1-2
@@ -51,6 +70,16 @@ def test_values_at_the_peak():
         LiveValue("while.1", "f32", (4, 4), 0, 64),
     )
     assert peak_values("", BUFFERS) is None
+
+
+def test_the_peak_is_the_devices_own():
+    early = LiveValue("early.1", "f32", (8,), 0, 32), LiveValue("early.2", "f32", (4,), 32, 16)
+    assert peak_values(HOST_RANGES, HOST_BUFFERS) == early
+    on_device = HOST_BUFFERS.replace("color 5, ", "")
+    assert peak_values(HOST_RANGES, on_device) == (
+        LiveValue("late.1", "f32", (2, 4), 32, 32),
+        LiveValue("stack.1", "f32", (3, 8), 0, 96),
+    )
 
 
 def test_shared_buffers_count_once():

@@ -131,9 +131,13 @@ def test_recomputing_is_seen(compiled):
 def test_changes_are_tried_until_one_fits(compiled):
     config = config_of({})
     plan = read_plan(compiled("one"))
-    options = [change.options for change in candidates(plan, config)]
+    options = [change.options for change in candidates(plan, config, parse_target("cpu:1", PLUGINS))]
     assert options[0] == ("--config.training.gradient_accumulation_steps=2",)
     assert ("--config.model.remat_policy=full",) in options
+    remat = [option[0].rpartition("=")[2] for option in options if len(option) == 1 and "remat" in option[0]]
+    assert remat == ["weights", "attention", "full"]
+    assert "--config.vgpu.offload=all" in options[-2] and set(options[-2]) < set(options[-1])
+    assert not any("offload" in option for given in options[:-2] for option in given)
     saved = plan.parts["saved_activations"].bytes // 4
     small = replace(parse_target("cpu:1", PLUGINS))
     device = replace(small.device, memory_bytes=plan.allocated.total - saved)
@@ -154,8 +158,8 @@ def test_changes_by_the_closed_form_are_those_of_the_plan(compiled):
     shortage = Shortage.of(config, small)
     assert shortage.mesh == plan.mesh and 0 < shortage.excess < plan.allocated.total
     assert shortage.parts["parameters"].bytes == plan.parts["parameters"].bytes
-    given = [change.options for change in candidates(shortage, config)]
-    assert given == [change.options for change in candidates(plan, config)]
+    given = [change.options for change in candidates(shortage, config, target)]
+    assert given == [change.options for change in candidates(plan, config, target)]
 
 
 def test_another_number_of_devices_is_named():

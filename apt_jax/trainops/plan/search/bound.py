@@ -15,7 +15,9 @@ from apt_jax.trainops.plan.search.places import Places
 from apt_jax.trainops.plan.search.wires import collectives
 from apt_jax.trainops.plan.search.work import device_flops, traffic_bytes
 from apt_jax.trainops.plan.work import model_flops
+from apt_jax.vgpu.runtime.offload import resolve_offload
 from apt_jax.vgpu.scheduler.devices import Target
+from apt_jax.vgpu.scheduler.host import host_terms, host_traffic
 from apt_jax.vgpu.scheduler.memory import arguments, temporaries
 from apt_jax.vgpu.scheduler.mesh import Mesh
 from apt_jax.vgpu.scheduler.shapes import count_parameters
@@ -30,11 +32,13 @@ class Sketch:
       candidate: the setting.
       memory: bytes of one device.
       bounds: of a step's time.
+      host: bytes of its share in host memory.
     """
 
     candidate: Candidate
     memory: int
     bounds: Roofline
+    host: int = 0
 
 
 class ClosedForm:
@@ -68,13 +72,16 @@ class ClosedForm:
             traffic_bytes=traffic_bytes(step, int(given)),
             collectives=self._places.network(candidate.layout.sizes).traffic(collectives(step, config, device.vendor)),
             bubble=_bubble(step),
+            host_bytes=host_traffic(step),
         )
-        return Sketch(candidate, int(given + sum(temporaries(step).values())), bounds)
+        memory = int(given + sum(temporaries(step).values()))
+        return Sketch(candidate, memory, bounds, int(sum(host_terms(step).values())))
 
     def step(self, config: Config, layout: Layout) -> Step:
         """The step as one device sees it."""
         training = replace(config.training, mixed_precision=self._precision)
-        return make_step(config.model, training, Mesh.of(layout), self._length, self._vocab_size)
+        offload = resolve_offload(config)
+        return make_step(config.model, training, Mesh.of(layout), self._length, self._vocab_size, offload)
 
 
 def _bubble(step: Step) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from apt_jax.core.layout import MESH_AXES, Layout, resolve_layout
 from apt_jax.trainops.plan.changes import Change
 from apt_jax.trainops.plan.search.dimensions import DIMENSIONS, Dimension
 from apt_jax.trainops.plan.search.places import Places
+from apt_jax.vgpu.runtime.offload import resolve_offload
 from apt_jax.vgpu.scheduler.devices import Target
 from apt_jax.vgpu.scheduler.shapes import count_parameters
 
@@ -55,7 +56,13 @@ class Candidate:
         pipeline = (layout.pipeline_schedule, layout.pipeline_chunks) if stages > 1 else ("", 1)
         sizes = tuple(self.layout.sizes[axis] for axis in MESH_AXES)
         cut = self.layout.zero_stage, self.layout.sequence_parallel
-        return sizes, self.config.model.remat_policy, training.gradient_accumulation_steps, pipeline, cut
+        kept = self.config.model.remat_policy, self.offload
+        return sizes, kept, training.gradient_accumulation_steps, pipeline, cut
+
+    @property
+    def offload(self) -> str:
+        """What of the layers lies in host memory."""
+        return resolve_offload(self.config)
 
     @property
     def schedule(self) -> str:
@@ -73,7 +80,8 @@ class Candidate:
 
     def __str__(self) -> str:
         training = self.config.training
-        parts = [self.mesh, f"remat {self.config.model.remat_policy}",
+        offload = "" if self.offload == "none" else f"offload {self.offload}"
+        parts = [self.mesh, offload, f"remat {self.config.model.remat_policy}",
                  f"accumulation {training.gradient_accumulation_steps}", self.schedule]  # fmt: skip
         return ", ".join(part for part in parts if part)
 
@@ -96,8 +104,7 @@ def enumerate_candidates(
     places = Places(config.model, target, vocab_size, config.training.distributed.slices)
     kept: list[Candidate] = []
     pruned: Counter[Reason] = Counter()
-    for values in _product(config, target, dimensions):
-        changed = Change(values, 0).apply(config)
+    for values, changed in _product(config, target, dimensions):
         layout = _resolve(changed, target, num_params)
         reason = _why_not(changed, target) or (places.why_not(layout.sizes) if layout else "mesh that does not resolve")
         if layout is None or reason is not None:
@@ -114,16 +121,17 @@ def own_candidate(config: Config, target: Target, vocab_size: int) -> Candidate 
     return None if layout is None else Candidate({}, changed, layout)
 
 
-def _product(config: Config, target: Target, dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
-    """Later dimensions see the config as the earlier ones make it."""
+def _product(
+    config: Config, target: Target, dimensions: Sequence[Dimension]
+) -> Iterator[tuple[dict[str, Any], Config]]:
+    """Values, and the config with them; later dimensions see it as the earlier ones make it."""
     if not dimensions:
-        return [{}]
+        yield {}, config
+        return
     first, *rest = dimensions
-    return [
-        {**values, **more}
-        for values in first.values(config, target)
-        for more in _product(Change(values, 0).apply(config), target, rest)
-    ]
+    for values in first.values(config, target):
+        for more, changed in _product(Change(values, 0).apply(config), target, rest):
+            yield {**values, **more}, changed
 
 
 def _resolve(config: Config, target: Target, num_params: int) -> Layout | None:

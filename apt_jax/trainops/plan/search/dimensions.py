@@ -8,13 +8,16 @@ from typing import Any
 
 from apt_jax.core.config import Config
 from apt_jax.core.layout import divisors
+from apt_jax.trainops.plan.offload import can_offload, offload_values
+from apt_jax.vgpu.runtime.offload import resolve_offload
 from apt_jax.vgpu.scheduler.devices import Target
 
 Values = Mapping[str, Any]  # config key -> value
 _LAYOUT = "training.distributed"
 _SCHEDULE, _CHUNKS = f"{_LAYOUT}.pipeline_schedule", f"{_LAYOUT}.pipeline_chunks"
 _ACCUMULATION = "training.gradient_accumulation_steps"
-_REMAT = ("none", "dots", "attention", "full")  # by rising arithmetic
+_REMAT = ("none", "weights", "dots", "attention", "full")  # by rising arithmetic
+_OFFLOAD = ("none", "optimizer", "all")  # by rising traffic with the host
 _MOST_CHUNKS = 4
 # Axes in the order of `MESH_AXES`. Of the architectures that the closed form knows none has experts.
 _AXES = ("pipeline", "data", "fsdp", "context", "tensor")
@@ -48,9 +51,25 @@ def mesh_shapes(config: Config, target: Target) -> list[Values]:
     ]
 
 
+def offloads(config: Config, target: Target) -> list[Values]:
+    """What of the layers lies in host memory, where training allows it and the way there has a known speed."""
+    given = resolve_offload(config)
+    if not can_offload(config) or target.device.host_bandwidth is None:
+        return [{} if given == "none" else {"vgpu.offload": "none"}]
+    others = {name: offload_values(config, target, name) for name in _OFFLOAD}
+    return [{} if name == given else others[name] for name in dict.fromkeys((*_OFFLOAD, given))]
+
+
 def remat_policies(config: Config, target: Target) -> list[Values]:
-    """What the forward pass keeps."""
-    return [{"model.remat_policy": name} for name in _REMAT]
+    """What the forward pass keeps, or sends to the host with all else."""
+    offload, names = resolve_offload(config), _REMAT
+    if offload == "all":
+        names = ("offload",)
+    elif offload == "state":
+        names = tuple(name for name in _REMAT if name not in ("none", "weights"))
+    elif config.vgpu.enabled:  # its modes put another in place of none
+        names = tuple(name for name in _REMAT if name != "none")
+    return [{"model.remat_policy": name} for name in names]
 
 
 def accumulations(config: Config, target: Target) -> list[Values]:
@@ -71,14 +90,16 @@ def pipeline_schedules(config: Config, target: Target) -> list[Values]:
     ]
 
 
-# What changes the numbers that are learned is the user's choice: optimizer states and quantized matmuls stay.
+# What changes the numbers that are learned is the user's choice: optimizer states and quantized matmuls stay, and so
+# does `vgpu.mode`, but that offloading switches its plainest on.
 DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("mesh", mesh_shapes),
+    Dimension("offload", offloads),
     Dimension("remat", remat_policies),
     Dimension("accumulation", accumulations),
     Dimension("schedule", pipeline_schedules),
 )
-NOT_SEARCHED = "not searched: what changes numerics, as training.optimizer=adamw8bit and vgpu.mode (apt-jax vb report)"
+NOT_SEARCHED = "not searched: what changes numerics, as training.optimizer=adamw8bit, vgpu.mode (apt-jax vb report)"
 
 
 def factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:

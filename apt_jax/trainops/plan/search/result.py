@@ -20,6 +20,7 @@ class Entry:
       own: it is the config's own setting.
       memory: bytes of one device by the compiler; None: not compiled.
       bounds: of the compiled step; None: not compiled.
+      host: bytes of its share in host memory by the compiler; None: not compiled.
       flops_counted: the compiler's products were counted; else the time of compute is the closed form's.
       seconds: what compiling took.
       refused: why it could not be compiled.
@@ -29,6 +30,7 @@ class Entry:
     own: bool = False
     memory: int | None = None
     bounds: Roofline | None = None
+    host: int | None = None
     flops_counted: bool = True
     seconds: float = 0.0
     refused: str = ""
@@ -46,6 +48,11 @@ class Entry:
     def bytes(self) -> int:
         """Of one device: the compiler's, else the closed form's."""
         return self.sketch.memory if self.memory is None else self.memory
+
+    @property
+    def host_bytes(self) -> int:
+        """In host memory, of one device: the compiler's, else the closed form's."""
+        return self.sketch.host if self.host is None else self.host
 
     @property
     def roofline(self) -> Roofline:
@@ -132,6 +139,8 @@ class SearchResult:
             "mesh": candidate.layout.sizes,
             "zero_stage": candidate.layout.zero_stage if candidate.layout.sizes["fsdp"] > 1 else 0,
             "remat": candidate.config.model.remat_policy,
+            "offload": candidate.offload,
+            "host_bytes": entry.host_bytes,
             "accumulation": candidate.config.training.gradient_accumulation_steps,
             "schedule": candidate.schedule,
             "values": dict(candidate.values),

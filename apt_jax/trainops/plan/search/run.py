@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from apt_jax.core.config import Config
+from apt_jax.core.configured import configured
 from apt_jax.core.errors import AptError, ConfigError
 from apt_jax.trainops.engine.setup import resolve_dtype
 from apt_jax.trainops.plan.changes import ERROR
@@ -21,6 +22,7 @@ from apt_jax.trainops.plan.search.dimensions import DIMENSIONS, NOT_SEARCHED, Di
 from apt_jax.trainops.plan.search.pareto import front, fronts, spread
 from apt_jax.trainops.plan.search.result import Entry, SearchResult
 from apt_jax.trainops.plan.text import size_text
+from apt_jax.vgpu.runtime.switch import config_alone
 from apt_jax.vgpu.scheduler.devices import Target, TargetError
 from apt_jax.vgpu.scheduler.shapes import count_parameters
 
@@ -50,7 +52,8 @@ def search(
 ) -> SearchResult:
     """Memory against the least time of a step, over all settings of a config on a target.
 
-    The batch is the config's; `world_size` becomes the target's count.
+    What lies in host memory counts by the time it takes to come and go. The batch is the config's; `world_size`
+    becomes the target's count.
 
     Args:
       config: validated.
@@ -64,6 +67,19 @@ def search(
       SearchError: no setting shares the devices out, or the closed form does not know the model.
       TargetError: no compiler for the target.
     """
+    config = configured(config, plugins)  # as the environment has it now; candidates by their values alone
+    with config_alone():
+        return _search(config, plugins, target, compile_best, dimensions, progress)
+
+
+def _search(
+    config: Config,
+    plugins: Plugins,
+    target: Target,
+    compile_best: int | None,
+    dimensions: Sequence[Dimension],
+    progress: Callable[[str], None],
+) -> SearchResult:
     vocab_size, _ = vocabulary(config)
     try:
         count_parameters(config.model, vocab_size)
@@ -170,7 +186,7 @@ def _entry(sketch: Sketch, own: bool, plan: Plan, seconds: float) -> Entry:
     if not plan.flops.counted:  # the plan has the model's share; recomputation is the closed form's to know
         bounds = replace(bounds, compute=sketch.bounds.compute)
         bounds = replace(bounds, mfu=bounds.mfu * plan.bounds.bound / bounds.bound)
-    return Entry(sketch, own, plan.allocated.total, bounds, plan.flops.counted, seconds)
+    return Entry(sketch, own, plan.allocated.total, bounds, plan.allocated.host, plan.flops.counted, seconds)
 
 
 def _own(config: Config, target: Target, vocab_size: int, candidates: Sequence[Candidate]) -> Candidate | None:

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from apt_jax.trainops.plan.search.result import Entry, SearchResult
 from apt_jax.trainops.plan.text import WIDTH, aligned, size_text, time_text
 
-_HEADS = ("", "mesh", "remat", "micro", "schedule", "a device", "step ≥", "serial", "MFU ≤", "tokens/s ≤", "limited by")
+_HEADS = (
+    "", "mesh", "remat", "micro", "schedule", "a device", "its host", "step ≥", "serial", "MFU ≤", "tokens/s ≤",
+    "limited by",
+)  # fmt: skip
+_HOST = _HEADS.index("its host")
 
 
 def render(found: SearchResult) -> str:
@@ -32,6 +36,10 @@ def _table(found: SearchResult) -> list[str]:
     if found.own is not None and found.own not in listed:
         listed.append(found.own)
     rows = [_HEADS, *(_row(found, number, entry) for number, entry in enumerate(listed, start=1))]
+    if any(entry.host_bytes for entry in listed):  # a column more
+        rows = [(row[0], row[1].replace(" × ", "×"), *row[2:]) for row in rows]
+    else:
+        rows = [(*row[:_HOST], *row[_HOST + 1 :]) for row in rows]
     lines = [f"memory against the least time of a step: all that no other setting beats in both ({source})"]
     lines += [f"  {line}" for line in aligned(rows)]
     if found.own is not None:
@@ -50,6 +58,7 @@ def _row(found: SearchResult, number: int, entry: Entry) -> tuple[str, ...]:
         str(candidate.config.training.gradient_accumulation_steps),
         candidate.schedule or "-",
         size_text(entry.bytes),
+        size_text(entry.host_bytes) if entry.host_bytes else "-",
         time_text(bounds.bound),
         time_text(bounds.serial),
         f"{bounds.mfu:.0%}",

@@ -13,7 +13,7 @@ from apt_jax.vgpu.scheduler.layer import FLOAT
 from apt_jax.vgpu.scheduler.step import Step
 
 _MATRICES = 7  # of a layer, each gathered by itself
-_RECOMPUTED = ("attention", "full")  # policies that form attention's output projection anew
+_RECOMPUTED = ("attention", "full", "offload")  # policies that form attention's output projection anew
 
 
 def collectives(step: Step, config: Config, vendor: str) -> Iterator[Collective]:

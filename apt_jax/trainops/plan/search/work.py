@@ -15,7 +15,10 @@ from apt_jax.vgpu.scheduler.step import Step
 
 # Policy -> (share of P and of M computed anew: all but the last product of a layer, whose output nobody needs;
 # products of attention A besides the 7 of a forward and a backward pass).
-_ANEW = {"none": (0.0, 0), "dots": (0.0, 1), "attention": (2 / 3, 0), "full": (2 / 3, 1)}
+_ANEW = {
+    "none": (0.0, 0), "weights": (0.0, 0), "dots": (0.0, 1), "attention": (2 / 3, 0), "full": (2 / 3, 1),
+    "offload": (2 / 3, 1),
+}  # fmt: skip
 _NEWTON_SCHULZ = 5  # iterations of Muon, of three products each
 _ATTENTION, _WHOLE_ATTENTION = 7, 6  # the second where scores are kept
 
@@ -23,7 +26,7 @@ _ATTENTION, _WHOLE_ATTENTION = 7, 6  # the second where scores are kept
 def device_flops(step: Step, config: Config) -> float:
     """Matrix products of one device in one optimizer step."""
     P, M, A = layer_products(step, config)
-    share, more = _ANEW.get(step.remat, _ANEW["full"])
+    share, more = _ANEW[step.remat]
     if more and (step.mesh.context > 1 or not step.unrolled_attention):
         more = 2  # a ring, or a loop over chunks, goes forward as one piece: none of it can be left out
     if share and step.w.left_spin:

@@ -13,11 +13,16 @@ from apt_jax.vgpu.scheduler import estimate, parse_target
 from tests.trainops.plan.search.tiny import LAYOUT, PLUGINS, VOCABULARY, config_of, layout
 
 MICROS, REMAT = "training.gradient_accumulation_steps", "model.remat_policy"
+OFFLOADED = {"vgpu.enabled": True, "vgpu.offload": "all"}
 # Name -> target, values, and how far the network's seconds may be off.
 CASES = {
     "full": ("cpu:1", {REMAT: "full"}, 0.0),
     "muon": ("cpu:1", {"training.optimizer": "muon", REMAT: "dots"}, 0.0),
     "fsdp": ("cpu:4", {**layout(data=2, fsdp=2), REMAT: "attention"}, 0.1),
+    "weights": ("cpu:2", {**layout(data=2), REMAT: "weights"}, 0.1),
+    "offload": ("cpu:1", {**OFFLOADED, REMAT: "offload"}, 0.0),
+    "state of microbatches": ("cpu:1", {**OFFLOADED, "vgpu.offload": "state", REMAT: "full", MICROS: 2}, 0.0),
+    "optimizer": ("cpu:1", {**OFFLOADED, "vgpu.offload": "optimizer", REMAT: "weights"}, 0.0),
     "tensor": ("cpu:4", {**layout(data=2, tensor=2), MICROS: 2}, 0.1),
     "context": ("cpu:4", {**layout(fsdp=2, context=2)}, 0.25),
     "pipe": ("cpu:4", {**layout(data=2, pipeline=2), MICROS: 4, REMAT: "full"}, 0.1),
@@ -42,6 +47,8 @@ def test_closed_form_against_the_compiler(name):
     assert sketch.bounds.compute == pytest.approx(plan.bounds.compute, rel=0.06)
     assert sketch.bounds.network == pytest.approx(plan.bounds.network, rel=network)
     assert sketch.bounds.bound == pytest.approx(plan.bounds.bound, rel=0.25)
+    assert sketch.bounds.host == pytest.approx(plan.bounds.host, rel=0.01)
+    assert (sketch.bounds.host > 0) == (name in ("offload", "state of microbatches", "optimizer"))
     assert sketch.bounds.mfu == pytest.approx(plan.bounds.mfu, rel=0.25)
     # The estimator is fitted to programs for NVIDIA; see its own tests.
     assert sketch.memory == pytest.approx(plan.allocated.total, rel=0.5)

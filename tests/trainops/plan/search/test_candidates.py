@@ -42,7 +42,8 @@ def test_candidates_are_complete(count):
     considered = 0
     for mesh, micros in itertools.product(meshes, (1, 2, 4)):
         for schedule, chunks in schedules if mesh[0] > 1 else [("1f1b", 1)]:
-            considered += 4  # remat policies, which rule nothing out
+            # Remat policies and offloads rule nothing out: five without, four with the optimizer's, one with all.
+            considered += 5 if mesh[0] > 1 else 5 + 4 + 1
             names = ("pipeline", "data", "fsdp", "context", "tensor")
             values = {
                 **batch,
@@ -61,7 +62,10 @@ def test_candidates_are_complete(count):
             sizes = dict(zip(AXES, mesh, strict=True))
             key = (sizes["pipe"], sizes["data"], sizes["fsdp"], 1, sizes["context"], sizes["tensor"])
             pipeline = (schedule, chunks) if mesh[0] > 1 else ("", 1)
-            for remat in ("none", "dots", "attention", "full"):
+            kept_as = [(remat, "none") for remat in ("none", "weights", "dots", "attention", "full")]
+            if mesh[0] == 1:
+                kept_as += [("weights", "optimizer"), ("full", "optimizer"), ("offload", "all")]
+            for remat in kept_as:
                 assert ((key, remat, micros, pipeline, (3, False)) in found) == possible, values
     assert len(kept) + pruned.total() == considered
 
@@ -70,14 +74,14 @@ def test_tensor_stays_within_the_fastest_link():
     config = config_of({"model.num_attention_heads": 16, "model.hidden_size": 256, "training.batch_size": 32})
     kept, pruned = enumerate_candidates(config, parse_target("h100:16", PLUGINS), VOCABULARY)
     assert max(candidate.layout.sizes["tensor"] for candidate in kept) == 8
-    assert pruned[f"{BEYOND_LINK}, NVLink of 8"] == 4 * 6  # one mesh; remat policies × microbatches
+    assert pruned[f"{BEYOND_LINK}, NVLink of 8"] == 10 * 6  # one mesh; remat policies and offloads × microbatches
 
 
 def test_a_vocabulary_that_cannot_be_cut_is_pruned():
     config = config_of({"model.vocab_size": 513})
     kept, pruned = enumerate_candidates(config, parse_target("cpu:2", PLUGINS), 513)
     assert all(candidate.layout.sizes["tensor"] == 1 for candidate in kept)
-    assert pruned["parameters not divided by the mesh"] == 4 * 5
+    assert pruned["parameters not divided by the mesh"] == 10 * 5
 
 
 def test_slices_keep_inner_axes_inside():

@@ -18,7 +18,7 @@ from tests.trainops.plan.search.tiny import LAYOUT, PLUGINS, config_of, layout
 def few(remat="none"):
     """Dimensions that leave few settings."""
     fixed = Dimension("remat", lambda config, target: [{"model.remat_policy": remat}])
-    return tuple(fixed if each.name == "remat" else each for each in DIMENSIONS)
+    return tuple(fixed if each.name == "remat" else each for each in DIMENSIONS if each.name != "offload")
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,28 @@ def test_what_cannot_be_searched():
     frozen = config_of({"training.optimizer": "adamw", "model.architecture": "other"})
     with pytest.raises(SearchError, match="closed form cannot count this config: model"):
         search(frozen, PLUGINS, parse_target("cpu:8", PLUGINS))
+
+
+def test_host_memory_is_a_choice_that_costs_time():
+    """The more lies there, the less on the device and the longer the way."""
+    target = parse_target("h100:1", PLUGINS)
+    values = {"training.mixed_precision": "auto", "model.hidden_size": 1024, "model.num_layers": 24}
+    config = config_of({**values, "model.num_attention_heads": 8, "model.intermediate_size": 4096})
+    roomy = search(config, PLUGINS, target, compile_best=None)
+    assert roomy.best[0].candidate.offload == "none" and "vgpu.mode" in render(roomy)
+    tight = replace(target, device=replace(target.device, memory_bytes=roomy.best[0].bytes // 8))
+    found = search(config, PLUGINS, tight, compile_best=None)
+    best = found.best[0]
+    assert best.candidate.offload == "all" and best.host_bytes > 0 and best.roofline.limit == "host"
+    assert best.roofline.bound > roomy.best[0].roofline.bound
+    assert {"--config.vgpu.enabled=true", "--config.vgpu.offload=all"} <= set(found.options)
+    assert "its host" in render(found) and max(map(len, render(found).splitlines())) <= 120
+    assert found.to_json()["best"][0]["host_bytes"] == best.host_bytes
+
+
+def test_virtual_blackwell_keeps_its_mode():
+    config = config_of({"vgpu.enabled": True, "vgpu.mode": "memory", "training.mixed_precision": "bf16"})
+    found = search(config, PLUGINS, parse_target("h100:1", PLUGINS), compile_best=None)
+    assert found.own is not None and found.own.candidate.config.model.remat_policy == "full"
+    assert all(entry.candidate.config.model.remat_policy != "none" for entry in found.best)
+    assert not any("vgpu.mode" in option or "vgpu.enabled" in option for option in found.options)
