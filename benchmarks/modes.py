@@ -31,7 +31,8 @@ def config_of(name: str, sizes: tuple[int, int, int, int, int], **values: Any) -
     config.update_from_flattened_dict({
         "model.architecture": "llama", "model.hidden_size": width, "model.num_layers": layers,
         "model.num_attention_heads": heads, "model.intermediate_size": hidden, "model.vocab_size": 32_000,
-        "model.max_position_embeddings": 2048, "training.batch_size": batch, "training.mixed_precision": "bf16", **values,
+        "model.max_position_embeddings": 2048, "training.batch_size": batch, "training.mixed_precision": "bf16",
+        **values,
     })  # fmt: skip
     return validate(config, source="benchmarks.modes")
 

@@ -74,7 +74,8 @@ class MemoryKinds:
 
 def place(sharding: NamedSharding, kind: str) -> NamedSharding:
     """The sharding in that memory. On devices that only stand for others (to compile, to lay out) it stays as it is."""
-    real = hasattr(sharding.mesh.devices.flat[0], "client")
+    devices = sharding.mesh.devices
+    real = devices is not None and hasattr(devices.flat[0], "client")
     return sharding.with_memory_kind(kind) if kind == HOST and real else sharding
 
 

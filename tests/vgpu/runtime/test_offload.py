@@ -79,7 +79,7 @@ def test_a_choice_sets_what_the_backward_pass_recomputes(choice, policy, kinds):
 def test_without_virtual_blackwell_it_is_refused():
     with pytest.raises(PluginError, match=r"vgpu.offload: state needs Virtual Blackwell, which is off"):
         configured(config_with("--config.vgpu.offload=state"), PLUGINS)
-    with pytest.raises(ConfigError, match="arguments: offload: unknown choice 'sate'.*state"):
+    with pytest.raises(ConfigError, match=r"arguments: offload: unknown choice 'sate'.*state"):
         vb.enable(offload="sate")
 
 
