@@ -167,6 +167,7 @@ class VgpuConfig:
     enabled: bool = False  # apply Virtual Blackwell
     mode: Literal["full", "speed", "memory", "balanced"] = "balanced"  # which hooks it applies
     recipe: str = "nvfp4"  # of quantized matmuls, in the modes speed and full; fp8 on Hopper
+    residuals: str = "none"  # number format of the activations kept for the backward pass: nvfp4, int8, …; none
 
 
 @dataclass(frozen=True)

@@ -73,15 +73,22 @@ def run_layers(
     graphdef, params = nnx.split(layers)
     num_layers = jax.tree.leaves(params)[0].shape[0]
 
-    def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
+    def layer(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
         index, layer_params = xs
-        with noise.folded(first + index):
-            return apply(nnx.merge(graphdef, layer_params), index, carry)
+        return apply(nnx.merge(graphdef, layer_params), index, carry)
 
     policy = resolve_remat(remat)
     if policy is not None:
         # Inside a scan nothing can be merged with the forward pass, so the barriers would only cost.
-        body = jax.checkpoint(body, policy=policy, prevent_cse=not scan)
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)
+    residuals = getattr(layers, "residuals", None)
+    if residuals is not None:  # of what remat keeps as well
+        layer = residuals(layer)
+
+    def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
+        with noise.folded(first + xs[0]):
+            return layer(carry, xs)
+
     indices = jnp.arange(num_layers, dtype=jnp.int32)
     if scan:
         carry, aux = jax.lax.scan(body, carry, (indices, params))

@@ -44,6 +44,7 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
         kernels={
             "attention": f"{kernel} ({reason})",
             **({"matmuls": "; ".join(setup.matmuls)} if setup.matmuls else {}),
+            **({"residuals": "; ".join(setup.residuals)} if setup.residuals else {}),
         },
         batch=batch_arithmetic(
             training.batch_size, training.gradient_accumulation_steps, shards, data.train.row_length

@@ -19,7 +19,13 @@ def configure(config: Config) -> Config:
     So a workdir's config says what a run was, whatever the environment is when it is opened again.
     """
     settings = settings_for(config)
-    vgpu = replace(config.vgpu, enabled=settings.active, mode=settings.mode, recipe=settings.recipe)
+    vgpu = replace(
+        config.vgpu,
+        enabled=settings.active,
+        mode=settings.mode,
+        recipe=settings.recipe,
+        residuals=settings.residuals,
+    )
     config = replace(config, vgpu=vgpu)
     return apply_mode(config) if vgpu.enabled else config
 
@@ -31,6 +37,13 @@ def quant_rules(config: Config) -> list[tuple[str, str]] | None:
     from apt_jax.vgpu.quant.rules import PROJECTIONS
 
     return [(PROJECTIONS, config.vgpu.recipe)]
+
+
+def residual_rules(config: Config) -> list[tuple[str, str]] | None:
+    """The rule that `vgpu.residuals` stands for; None where there is none."""
+    if not config.vgpu.enabled or config.vgpu.residuals == "none":
+        return None
+    return [(".*", config.vgpu.residuals)]
 
 
 def adapt(model: Any, config: Config, plugins: Plugins) -> list[str]:
@@ -47,7 +60,8 @@ def adapt(model: Any, config: Config, plugins: Plugins) -> list[str]:
       A line for each change.
 
     Raises:
-      ConfigError: a rule that no layer uses, or an unknown recipe.
+      ConfigError: a rule that no layer uses, an unknown recipe or number format, or residuals of a model whose
+        layers have no place for that.
     """
     changes: list[str] = []
     policy = config.model.remat_policy
@@ -60,4 +74,9 @@ def adapt(model: Any, config: Config, plugins: Plugins) -> list[str]:
 
         model.quantization = install(model, rules, plugins)
         changes += model.quantization.text().splitlines()
+    kept = plugins.transform("apt_residual_rules", config=config)
+    if kept:
+        from apt_jax.vgpu.memory.residuals import install as install_residuals
+
+        changes += install_residuals(model, kept, plugins)
     return changes

@@ -24,6 +24,7 @@ class Settings:
       enabled: models that the platform builds are transformed, and configs changed as the mode says.
       mode: see `MODES`.
       recipe: of quantized matmuls, in the modes that quantize.
+      residuals: number format of the activations kept for the backward pass; "none": as they were computed.
       auto_patch: false: only what is given to `enable_vb_optimization` is transformed.
       auto_estimate: with `verbose`: a run begins with the closed form's memory.
       verbose: `enable` says what it did.
@@ -34,6 +35,7 @@ class Settings:
     enabled: bool = False
     mode: str = "balanced"
     recipe: str = "nvfp4"
+    residuals: str = "none"
     auto_patch: bool = True
     auto_estimate: bool = True
     verbose: bool = True
