@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,58 +69,73 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --data or --memory")
     if given.seeds < 2:
         parser.error("--seeds: a spread needs at least 2")
+    losses = collect(
+        CONTENDERS, given.seeds, lambda name, seed: train(name, Path(given.data), seed, given.steps, given.beta2)
+    )
+    print(f"`python -m benchmarks.optimizer_states {' '.join(sys.argv[1:] if argv is None else argv)}`")
+    print(f"on {hardware()}; " + ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "optax")))
+    print("", *table(losses, "optimizer"), sep="\n")
+
+
+def collect(contenders: Sequence[str], seeds: int, train: Callable[[str, int], float]) -> dict[str, list[float]]:
+    """Losses by contender, all contenders of a seed one after the other; progress goes to stderr."""
     from apt_jax.trainops.distributed.host import enable_compilation_cache
 
     enable_compilation_cache()
-    losses: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for seed in range(given.seeds):
-        for name in CONTENDERS:
+    losses: dict[str, list[float]] = {name: [] for name in contenders}
+    for seed in range(seeds):
+        for name in contenders:
             started = time.perf_counter()
-            losses[name].append(train(name, Path(given.data), seed, given.steps, given.beta2))
+            losses[name].append(train(name, seed))
             print(
                 f"seed {seed} {name}: {losses[name][-1]:.5f} ({time.perf_counter() - started:.0f} s)",
                 file=sys.stderr,
                 flush=True,
             )
-    print(f"`python -m benchmarks.optimizer_states {' '.join(sys.argv[1:] if argv is None else argv)}`")
-    print(f"on {hardware()}; " + ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "optax")))
-    print("", *table(losses), sep="\n")
+    return losses
 
 
 def train(name: str, data: Path, seed: int, steps: int, beta2: float) -> float:
-    """Evaluation loss after a run of the public trainer, in nats per token."""
+    """Evaluation loss after a run with this optimizer, in nats per token."""
+    changes = {
+        "training.adam_beta2": beta2,
+        "training.optimizer": BASE if name == NUDGED else name,
+        "training.learning_rate": RATE * (1 + 1e-3 * (name == NUDGED)),
+    }
+    return train_with(changes, data, seed, steps)
+
+
+def train_with(changes: Mapping[str, Any], data: Path, seed: int, steps: int) -> float:
+    """Evaluation loss after a run of the public trainer with `SETTINGS` and these changes, in nats per token."""
     from apt_jax import Trainer
     from apt_jax.core.config import default_config, validate
 
     config = default_config()
-    changes = {
-        **SETTINGS,
+    own = {
         "data.path": (str(data),),
         "data.seed": seed,
         "training.seed": seed,
         "training.max_steps": steps,
         "training.warmup_steps": steps // 10,
-        "training.adam_beta2": beta2,
-        "training.optimizer": BASE if name == NUDGED else name,
-        "training.learning_rate": RATE * (1 + 1e-3 * (name == NUDGED)),
     }
     with config.unlocked():
-        config.update_from_flattened_dict(changes)
+        config.update_from_flattened_dict({**SETTINGS, **own, **changes})
     with tempfile.TemporaryDirectory() as workdir:
         trainer = Trainer.from_config(validate(config, source="benchmark"), workdir=workdir)
         return trainer.train()["final"]["eval_loss"]
 
 
-def table(losses: dict[str, list[float]]) -> list[str]:
-    """Losses and gaps in Markdown."""
+def table(losses: Mapping[str, list[float]], contender: str) -> list[str]:
+    """Losses and gaps to the first contender in Markdown."""
+    base = next(iter(losses))
     lines = [
-        "| optimizer | loss by seed | mean gap | standard error | from | to |",
+        f"| {contender} | loss by seed | mean gap | standard error | from | to |",
         "|---|---|--:|--:|--:|--:|",
     ]
     for name, values in losses.items():
         row = f"| {name} | {', '.join(f'{value:.4f}' for value in values)} "
-        gaps = [value / base - 1 for value, base in zip(values, losses[BASE], strict=True)]
-        if name != BASE:
+        gaps = [value / its - 1 for value, its in zip(values, losses[base], strict=True)]
+        if name != base:
             error = statistics.stdev(gaps) / math.sqrt(len(gaps))
             row += f"| {statistics.mean(gaps):+.3%} | {error:.3%} | {min(gaps):+.3%} | {max(gaps):+.3%} |"
         else:

@@ -79,6 +79,13 @@ def apt_quant_rules(config: Config) -> list[tuple[str, str]] | None:
     return quant_rules(config)
 
 
+@hookimpl
+def apt_residual_rules(config: Config) -> list[tuple[str, str]] | None:
+    from apt_jax.vgpu.runtime.apply import residual_rules
+
+    return residual_rules(config)
+
+
 @hookimpl(trylast=True)  # after plugins that add layers
 def apt_transform_model(model: Any, config: Config, plugins: Plugins) -> None:
     if config.vgpu.enabled:

@@ -168,6 +168,7 @@ class VgpuConfig:
     mode: Literal["full", "speed", "memory", "balanced"] = "balanced"  # which hooks it applies
     recipe: str = "nvfp4"  # of quantized matmuls, in the modes speed and full; fp8 on Hopper; none
     offload: Literal["auto", "none", "optimizer", "state", "all"] = "auto"  # to host memory; auto: all in mode full
+    residuals: str = "none"  # number format of the activations kept for the backward pass: nvfp4, int8, …; none
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(config, out_std=out_std, dtype=dtype, rngs=rngs)
         self.dropout = config.dropout
+        self.residuals = None
         self.left_spin = (config.left_spin_alpha, config.left_spin_tau) if traits.left_spin else None
 
     def __call__(
@@ -77,11 +78,12 @@ class Block(nnx.Module):
         # Norms and residuals may be cut along the sequence over tensor-parallel devices as well; matmuls see
         # whole sequences again (sequence parallelism, arXiv:2205.05198). Else both layouts are the same.
         between, inside = ("batch", "norm_seq", "embed"), ("batch", "seq", "embed")
-        normed_BTD = constrain(self.attn_norm(x_BTD), inside)
+        normed_BTD = checkpoint_name(constrain(self.attn_norm(x_BTD), inside), "attn_in")
         attn_BTD, cache = self.attn(normed_BTD, inputs.rotation, inputs.mask, cache)
         attn_BTD = constrain(attn_BTD, between)
-        x_BTD = self._join(x_BTD, dropout(attn_BTD, self.dropout, attn_key))
-        mlp_BTD = constrain(self.mlp(constrain(self.mlp_norm(x_BTD), inside)), between)
+        x_BTD = checkpoint_name(self._join(x_BTD, dropout(attn_BTD, self.dropout, attn_key)), "block_mid")
+        normed_BTD = checkpoint_name(constrain(self.mlp_norm(x_BTD), inside), "mlp_in")
+        mlp_BTD = constrain(self.mlp(normed_BTD), between)
         x_BTD = self._join(x_BTD, dropout(mlp_BTD, self.dropout, mlp_key))
         x_BTD = constrain(x_BTD, between)
         return checkpoint_name(x_BTD, "block_out"), cache, {}

@@ -25,7 +25,7 @@ class SwiGLU(nnx.Module):
         gate_BTF = checkpoint_name(self.gate(x_BTD), "mlp_gate")
         up_BTF = checkpoint_name(self.up(x_BTD), "mlp_up")
         hidden_BTF = constrain(silu_product(gate_BTF, up_BTF), ("batch", "seq", "mlp"))
-        return self.down(hidden_BTF)
+        return self.down(checkpoint_name(hidden_BTF, "mlp_hidden"))
 
 
 @jax.custom_vjp

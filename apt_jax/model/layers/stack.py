@@ -87,12 +87,12 @@ def run_layers(
     num_layers = jax.tree.leaves(params)[0].shape[0]
     from_host = _layers_on_host()
 
-    def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
+    def layer(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
         index, layer_params = xs
         if from_host:  # here, so that the backward pass takes them again instead of keeping them
             layer_params = jax.device_put(layer_params, jax.memory.Space.Device)
         carry = jax.tree.map(lambda x: checkpoint_name(x, LAYER_INPUT), carry)
-        with noise.folded(first + index), cast_again(remat == "weights"):
+        with cast_again(remat == "weights"):
             return apply(nnx.merge(graphdef, layer_params), index, carry)
 
     policy = resolve_remat(remat)
@@ -105,7 +105,15 @@ def run_layers(
         )
     if policy is not None:
         # Inside a scan nothing can be merged with the forward pass, so the barriers would only cost.
-        body = jax.checkpoint(body, policy=policy, prevent_cse=not scan)
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)
+    residuals = getattr(layers, "residuals", None)
+    if residuals is not None:  # of what remat keeps as well
+        layer = residuals(layer)
+
+    def body(carry: Carry, xs: tuple[jax.Array, nnx.State]) -> tuple[Carry, Aux]:
+        with noise.folded(first + xs[0]):
+            return layer(carry, xs)
+
     indices = jnp.arange(num_layers, dtype=jnp.int32)
     if scan:
         carry, aux = jax.lax.scan(body, carry, (indices, params))

@@ -45,6 +45,7 @@ def describe_run(config: Config, setup: Setup, data: DataBundle, plugins: Plugin
         kernels={
             "attention": f"{kernel} ({reason})",
             **({"matmuls": "; ".join(setup.matmuls)} if setup.matmuls else {}),
+            **({"residuals": "; ".join(setup.residuals)} if setup.residuals else {}),
         },
         memory=_memory(setup.program),
         batch=batch_arithmetic(

@@ -25,6 +25,7 @@ from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.engine.objective import Objective
 from apt_jax.trainops.engine.precision import DTYPES, compute_dtype
 from apt_jax.trainops.engine.program import Program
+from apt_jax.vgpu.memory.residuals import describe, installed, recorded
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
@@ -40,6 +41,7 @@ class Setup:
       dtype: compute dtype.
       kernel: attention kernel and why it was chosen.
       matmuls: how quantized matrix products are made here, and which layers have none; empty without any.
+      residuals: which activations are kept in which format for the backward pass; empty where all are as computed.
     """
 
     program: Program
@@ -47,6 +49,7 @@ class Setup:
     dtype: jnp.dtype
     kernel: tuple[str, str]
     matmuls: tuple[str, ...] = ()
+    residuals: tuple[str, ...] = ()
 
 
 def resolve_dtype(config: Config, plugins: Plugins, platform: str) -> jnp.dtype:
@@ -101,6 +104,7 @@ def build_setup(
         training.gradient_accumulation_steps,
     )
     _check_sizes(config, layout)
+    length = config.data.sequence_length or config.model.max_position_embeddings
     mesh = make_mesh(layout.sizes, devices, slices=training.distributed.slices)
     schedule = plugins.registry("schedules").make(training.lr_schedule, training)
     program = Program(
@@ -118,7 +122,7 @@ def build_setup(
         layout=layout,
         mesh=mesh,
         rules=plugins.transform("apt_sharding_rules", config=config),
-        length=config.data.sequence_length or config.model.max_position_embeddings,
+        length=length,
         memory=plugins.transform("apt_memory_kinds", config=config),
     )
 
@@ -134,7 +138,17 @@ def build_setup(
     quantization = getattr(abstract, "quantization", None)
     with use_rules(program.strategy.rules):
         matmuls = () if quantization is None else tuple(quantization.text().splitlines())
-    return Setup(program, init_params, dtype, kernel, matmuls)
+    return Setup(program, init_params, dtype, kernel, matmuls, _residuals(program, abstract, length))
+
+
+def _residuals(program: Program, model: nnx.Module, length: int) -> tuple[str, ...]:
+    """What the traced step keeps in which format; raises ConfigError where a format does not fit, or a rule is idle."""
+    found = installed(model)
+    if not found:
+        return ()
+    with recorded() as entries:  # jax keeps the trace, so that training does not repeat it
+        program.train_step.trace(program.abstract_state(), program.abstract_batch(length))
+    return tuple(describe(found, entries))
 
 
 def _check_sizes(config: Config, layout: Layout) -> None:

@@ -42,6 +42,15 @@ def round_to_table(x: jax.Array, key: jax.Array | None, levels: Sequence[float])
     return jnp.where(jax.random.uniform(key, x.shape) < (x - below) / (above - below), above, below)
 
 
+def without_nan(x: jax.Array) -> jax.Array:
+    """float32 -> the same, 0 for NaN.
+
+    By its bits: of a select XLA moves the zeros out of a loop over layers, where they lie as a whole array.
+    """
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return lax.bitcast_convert_type(bits & -(x == x).astype(jnp.int32), jnp.float32)
+
+
 def middles(levels: Sequence[float]) -> list[jax.Array]:
     """Half-way points in float32."""
     table = [jnp.float32(level) for level in levels]

@@ -26,7 +26,7 @@ def assign(paths: Iterable[str], rules: Sequence[Any], find: Callable[[Any], T])
     Raises:
       ConfigError: a rule is no such pair, or applies to no layer; or what `find` raises, before paths are looked at.
     """
-    compiled = [_compile(rule, find) for rule in rules]
+    compiled = [compile_rule(rule, find) for rule in rules]
     chosen: dict[str, T | None] = {}
     unused = set(range(len(compiled)))
     for path in paths:
@@ -41,14 +41,17 @@ def assign(paths: Iterable[str], rules: Sequence[Any], find: Callable[[Any], T])
     return chosen
 
 
-def _compile(rule: Any, find: Callable[[Any], T]) -> tuple[re.Pattern[str], T | None]:
+def compile_rule(
+    rule: Any, find: Callable[[Any], T], kind: str = "quantisation rule"
+) -> tuple[re.Pattern[str], T | None]:
+    """The pair of a rule; raises ConfigError, which begins with `kind`, where it is none, or what `find` raises."""
     try:
         pattern, wanted = rule
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"quantisation rule '{rule[0]}' is no regular expression: {error}") from error
+        raise ConfigError(f"{kind} '{rule[0]}' is no regular expression: {error}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"quantisation rule {rule!r}: {error}; write (pattern, format), as ('layers/mlp/.*', 'nvfp4')"
+            f"{kind} {rule!r}: {error}; write (pattern, format), as ('layers/mlp/.*', 'nvfp4')"
         ) from error
     return compiled, None if wanted is None else find(wanted)

@@ -42,11 +42,13 @@ class VirtualBlackwellAdapter:
     Args:
       mode: full, speed, memory or balanced; None: what `get_config` says.
       recipe: of quantized matmuls; None: what `get_config` says.
+      residuals: number format of the activations kept for the backward pass, or "none"; None: what `get_config` says.
     """
 
-    def __init__(self, mode: str | None = None, recipe: str | None = None):
+    def __init__(self, mode: str | None = None, recipe: str | None = None, residuals: str | None = None):
         settings = get_config()
         self.mode, self.recipe = mode or settings.mode, recipe or settings.recipe
+        self.residuals = residuals or settings.residuals
         find_mode(self.mode, "VirtualBlackwellAdapter: mode")
 
     def adapt(self, model: Any) -> Adapted:
@@ -58,7 +60,8 @@ class VirtualBlackwellAdapter:
         if not isinstance(model, nnx.Module):
             raise ConfigError(f"enable_vb_optimization: {type(model).__name__} is no flax.nnx.Module")
         wanted = default_config()
-        wanted.update_from_flattened_dict({"vgpu.enabled": True, "vgpu.mode": self.mode, "vgpu.recipe": self.recipe})
+        vgpu = {"enabled": True, "mode": self.mode, "recipe": self.recipe, "residuals": self.residuals}
+        wanted.update_from_flattened_dict({f"vgpu.{key}": value for key, value in vgpu.items()})
         config = apply_mode(validate(wanted))
         changes = adapt(model, config, load_plugins(enabled=(), disabled=("*",), plugins_dir=None))
         values = dict(find_mode(self.mode).values)

@@ -30,6 +30,7 @@ def configure(config: Config) -> Config:
         mode=settings.mode,
         recipe=settings.recipe,
         offload=settings.offload,
+        residuals=settings.residuals,
     )
     config = replace(config, vgpu=vgpu)
     return apply_mode(config) if vgpu.enabled else config
@@ -43,6 +44,13 @@ def quant_rules(config: Config) -> list[tuple[str, str]] | None:
     from apt_jax.vgpu.quant.rules import PROJECTIONS
 
     return [(PROJECTIONS, vgpu.recipe)]
+
+
+def residual_rules(config: Config) -> list[tuple[str, str]] | None:
+    """The rule that `vgpu.residuals` stands for; None where there is none."""
+    if not config.vgpu.enabled or config.vgpu.residuals == "none":
+        return None
+    return [(".*", config.vgpu.residuals)]
 
 
 def adapt(model: Any, config: Config, plugins: Plugins) -> list[str]:
@@ -59,7 +67,8 @@ def adapt(model: Any, config: Config, plugins: Plugins) -> list[str]:
       A line for each change.
 
     Raises:
-      ConfigError: a rule that no layer uses, or an unknown recipe.
+      ConfigError: a rule that no layer uses, an unknown recipe or number format, or residuals of a model whose
+        layers have no place for that.
     """
     changes: list[str] = []
     policy = config.model.remat_policy
@@ -72,4 +81,9 @@ def adapt(model: Any, config: Config, plugins: Plugins) -> list[str]:
 
         model.quantization = install(model, rules, plugins)
         changes += model.quantization.text().splitlines()
+    kept = plugins.transform("apt_residual_rules", config=config)
+    if kept:
+        from apt_jax.vgpu.memory.residuals import install as install_residuals
+
+        changes += install_residuals(model, kept, plugins)
     return changes

@@ -26,6 +26,7 @@ class Settings:
       mode: see `MODES`.
       recipe: of quantized matmuls, in the modes that quantize.
       offload: what lies in host memory, see `runtime.offload`.
+      residuals: number format of the activations kept for the backward pass; "none": as they were computed.
       auto_patch: false: only what is given to `enable_vb_optimization` is transformed.
       auto_estimate: with `verbose`: a run begins with the closed form's memory.
       verbose: `enable` says what it did.
@@ -37,6 +38,7 @@ class Settings:
     mode: str = "balanced"
     recipe: str = "nvfp4"
     offload: str = "auto"
+    residuals: str = "none"
     auto_patch: bool = True
     auto_estimate: bool = True
     verbose: bool = True

@@ -31,7 +31,7 @@ def enable(mode: str | None = None, **settings: Any) -> Settings:
 
     Args:
       mode: full, speed, memory or balanced; default: the environment's, `.vbrc`'s, else balanced.
-      **settings: `recipe`, `auto_patch`, `auto_estimate`, `verbose`, and `vgpu_config` with its `levels`.
+      **settings: `recipe`, `residuals`, `auto_patch`, `auto_estimate`, `verbose`, and `vgpu_config` with its `levels`.
 
     Raises:
       ConfigError: an unknown mode or setting.

@@ -19,6 +19,7 @@ _KEYS: Mapping[str, type] = {
     "enabled": bool,
     "mode": str,
     "recipe": str,
+    "residuals": str,
     "auto_patch": bool,
     "auto_estimate": bool,
     "verbose": bool,

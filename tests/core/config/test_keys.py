@@ -45,6 +45,6 @@ def test_optional_bounds_and_choices_are_read_from_the_annotations():
 
 
 def test_sections_list_their_own_names_only():
-    assert sections()["vgpu"] == ("enabled", "mode", "recipe", "offload")
+    assert sections()["vgpu"] == ("enabled", "mode", "recipe", "offload", "residuals")
     assert "distributed" in sections()["training"]
     assert "strategy" in sections()["training.distributed"]

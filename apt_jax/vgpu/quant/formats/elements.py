@@ -8,7 +8,14 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from apt_jax.vgpu.quant.rounding import lookup, middles, round_to_float, round_to_integer, round_to_table
+from apt_jax.vgpu.quant.rounding import (
+    lookup,
+    middles,
+    round_to_float,
+    round_to_integer,
+    round_to_table,
+    without_nan,
+)
 
 
 class Element(Protocol):
@@ -41,7 +48,7 @@ class Float:
     has_nan: bool
 
     def round(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        number = jnp.clip(jnp.where(jnp.isnan(x), 0.0, x), -self.max, self.max)
+        number = jnp.clip(without_nan(x), -self.max, self.max)
         rounded = round_to_float(number, key, mantissa=self.mantissa, min_exponent=self.min_exponent)
         return jnp.where(jnp.isnan(x), jnp.nan, rounded) if self.has_nan else rounded
 
@@ -69,7 +76,7 @@ class Integer:
         return self.min + 2**self.bits - 1
 
     def round(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        return jnp.clip(round_to_integer(jnp.where(jnp.isnan(x), 0.0, x), key), self.min, self.max)
+        return jnp.clip(round_to_integer(without_nan(x), key), self.min, self.max)
 
     def to_native(self, values: jax.Array) -> jax.Array:
         return values.astype(self.dtype)
@@ -91,7 +98,7 @@ class Table:
         return self.levels[-1]
 
     def round(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        x = jnp.clip(jnp.where(jnp.isnan(x), 0.0, x), self.levels[0], self.levels[-1])
+        x = jnp.clip(without_nan(x), self.levels[0], self.levels[-1])
         return round_to_table(x, key, self.levels)
 
     def to_native(self, values: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from apt_jax.vgpu.quant.formats.elements import E4M3, E5M2, Float
 from apt_jax.vgpu.quant.formats.format import Encoded, Format
-from apt_jax.vgpu.quant.formats.scales import largest_finite
+from apt_jax.vgpu.quant.formats.scales import largest_finite, whole
 from apt_jax.vgpu.quant.rounding import divide
 
 
@@ -28,7 +28,7 @@ class _Float8(Format):
         return 8.0
 
     def encode(self, x: jax.Array, axis: int, key: jax.Array | None, amax: jax.Array | None) -> Encoded:
-        largest = largest_finite(jnp.abs(x)) if amax is None else jnp.reshape(amax, (1,) * x.ndim)
+        largest = largest_finite(jnp.abs(x)) if amax is None else whole(amax, x.ndim)
         largest = largest.astype(jnp.float32)
         # Below the smallest normal number the quotient would be infinite.
         usable = largest >= self.element.max * jnp.finfo(jnp.float32).tiny

@@ -73,7 +73,7 @@ class Format(abc.ABC):
         Args:
           x: float32; `axis`, which is negative, has been found to be a multiple of `block`.
           key: for stochastic rounding; None: to nearest.
-          amax: largest absolute value of the whole tensor, where x is a part of it.
+          amax: largest absolute value of the whole tensor, where x is a part of it; or of each row, [..., 1, ...].
         """
 
     @abc.abstractmethod
@@ -100,7 +100,8 @@ class Format(abc.ABC):
           x: floating point, any rank; `axis` is the one that a product contracts. For stacked layers
             [L, K, N] use `jax.vmap(format.quantize)`, so that each has a tensor scale of its own.
           key: rounds stochastically; see `apt_jax.vgpu.quant.rounding`.
-          amax: largest absolute value over all shards, where x is one of them (inside shard_map).
+          amax: largest absolute value over all shards, where x is one of them (inside shard_map); or [..., 1, ...],
+            of size 1 along `axis`: what a format has for a whole tensor it then has for each row.
 
         Raises:
           FormatError: see `check`.

@@ -18,7 +18,7 @@ from apt_jax.vgpu.quant.formats.blocks import Blocks
 from apt_jax.vgpu.quant.formats.elements import E2M1, E4M3, Float
 from apt_jax.vgpu.quant.formats.format import Encoded, Format
 from apt_jax.vgpu.quant.formats.nvfp4_orders import ORDERS, TE, TorchAO
-from apt_jax.vgpu.quant.formats.scales import cover, largest_finite, nan_unless_finite
+from apt_jax.vgpu.quant.formats.scales import cover, largest_finite, nan_unless_finite, whole
 from apt_jax.vgpu.quant.rounding import divide
 
 _LEAST_AMAX = 2.0**-100  # of a tensor: below it, reciprocals of scales would overflow
@@ -75,7 +75,7 @@ class NVFP4(Format):
         if self.levels == 1:
             amax, tensor_scale = jnp.full((1,) * x.ndim, order.scale_max * E2M1.max), None
         else:
-            amax = largest_finite(largest) if amax is None else jnp.reshape(amax, (1,) * x.ndim)
+            amax = largest_finite(largest) if amax is None else whole(amax, x.ndim)
             amax = jnp.maximum(amax.astype(jnp.float32), _LEAST_AMAX)
             tensor_scale = order.tensor_scale(amax)
         scales = order.block_scales(largest, amax).astype(E4M3.dtype)

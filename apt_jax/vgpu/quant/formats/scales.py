@@ -24,6 +24,11 @@ def largest_finite(amax: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(jnp.isfinite(amax), amax, 0.0), keepdims=True)
 
 
+def whole(amax: jax.Array, ndim: int) -> jax.Array:
+    """A given maximum as the whole tensor's, [1, …, 1]; as it is where it has `ndim` axes: one for each row."""
+    return amax if jnp.ndim(amax) == ndim else jnp.reshape(amax, (1,) * ndim)
+
+
 def inverse(scale: jax.Array) -> jax.Array:
     """1 / scale, and 0 for a scale of 0, which only a block of zeros has."""
     return jnp.where(scale == 0, 0.0, divide(1.0, jnp.where(scale == 0, 1.0, scale)))
