@@ -18,7 +18,7 @@ from apt_jax.trainops.quantize import calibration_batches, quantize_model
 from apt_jax.trainops.quantize.model import flat_params
 from apt_jax.vgpu.quant import FormatError, QTensor
 from apt_jax.vgpu.quant.formats import NVFP4, Int4
-from apt_jax.vgpu.quant.stored import CalibratedMethod, find_method, quantize_params, select
+from apt_jax.vgpu.quant.stored import CalibratedMethod, find_method, quantize_params, quantize_weight, select
 from tests.trainops.quantize.tiny import VOCAB, config_of, decoded, logits, make
 
 B, T = 2, 12
@@ -35,7 +35,7 @@ class Recorder(CalibratedMethod):
 
     def quantize(self, format, w_KN, sums, tokens):
         shown.append((np.asarray(w_KN), jax.device_get(sums), tokens))
-        return format.quantize(w_KN, axis=-2)
+        return quantize_weight(w_KN, format)
 
     def check(self, format):
         if isinstance(format, Int4):

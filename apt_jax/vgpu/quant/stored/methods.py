@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
@@ -75,22 +75,28 @@ def find_method(name: str, plugins: Plugins) -> Method:
       PluginError: it cannot be loaded.
     """
     registry = plugins.registry("quant_methods")
-    if name in registry:
-        found = registry.resolve(name)
-        found = registry.make(name) if isinstance(found, type) else found
-        if not isinstance(found, CalibratedMethod) and not callable(found):
-            raise FormatError(
-                f"quantisation method '{name}' of plugin '{registry[name].plugin}' is neither a function nor a "
-                "subclass of apt_jax.vgpu.quant.stored.CalibratedMethod"
-            )
-        return found
-    if name in PACKAGES:
-        package, plugin = PACKAGES[name]
-        raise FormatError(
-            f"quantisation method '{name}' comes with the package {package}: pip install plugins/{package}, and list "
-            f"'{plugin}' in plugins.enabled where that names any; without it there are {', '.join(registry)}"
-        )
-    raise FormatError(unknown_name("quantisation method", name, registry))
+    if name not in registry:
+        raise FormatError(_unknown(name, registry))
+    target = registry.resolve(name)
+    method = registry.make(name) if isinstance(target, type) else target
+    if isinstance(method, CalibratedMethod):
+        return method
+    if callable(method):
+        return cast(Rounding, method)
+    raise FormatError(
+        f"quantisation method '{name}' of plugin '{registry[name].plugin}' is neither a function nor a subclass of "
+        "apt_jax.vgpu.quant.stored.CalibratedMethod"
+    )
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    if name not in PACKAGES:
+        return unknown_name("quantisation method", name, known)
+    package, plugin = PACKAGES[name]
+    return (
+        f"quantisation method '{name}' comes with the package {package}: pip install plugins/{package}, and list "
+        f"'{plugin}' in plugins.enabled where that names any; without it there are {', '.join(known)}"
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("format", "method", "axis"))
