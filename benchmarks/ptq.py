@@ -1,11 +1,14 @@
-"""What storing weights in few bits costs in held-out loss, format by format, without any calibration data.
+"""What storing weights in few bits costs in held-out loss, format by format.
 
-    python -m benchmarks.ptq --workdir=runs/playground [--data=more.jsonl] [--eval_steps=N]
+    python -m benchmarks.ptq --workdir=runs/playground [--data=more.jsonl] [--eval_steps=N] [--only=int4,nvfp4]
 
 Every projection of the layers is quantised; embedding, head and norms stay as they are. The gap is that of the loss
 on the run's own held-out data, or on data that it never saw, computed in float32 for the float weights and for the
 stored ones alike. `±` is the standard error of the gap over batches, each batch against itself. A small model ranks
 formats by their error only: it has no outliers to speak of, and says nothing of how a large one would fare.
+
+Where the package apt-jax-qwix is installed, methods that look at data are there too. They are shown the first 128
+rows of the run's training data.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import argparse
 import math
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.train_cpu import hardware
@@ -39,6 +44,15 @@ CASES = (
     ("mxfp4", "rtn"),
     ("mxfp4_rceil", "mse"),
 )
+CALIBRATED = (  # with apt-jax-qwix
+    ("int4", "gptq"),
+    ("int4", "awq"),
+    ("int4_g32", "gptq"),
+    ("int4_g32", "awq"),
+    ("uint4", "awq"),
+    ("nf4", "awq"),
+    ("nvfp4", "awq"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,26 +61,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, help="a training run with held-out data")
     parser.add_argument("--data", help="documents to score; default: those that the run held out")
     parser.add_argument("--eval_steps", type=int, help="batches scored; default: all there are")
+    parser.add_argument("--only", metavar="FORMATS", help="these alone, as int4,nvfp4")
     given = parser.parse_args(argv)
-    rows = measure(given.workdir, given.data, given.eval_steps)
+    rows = measure(given.workdir, given.data, given.eval_steps, given.only and given.only.split(","))
     print(f"`python -m benchmarks.ptq {' '.join(sys.argv[1:] if argv is None else argv)}`")
     print(f"on {hardware()}; " + ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax")))
     print("", *table(rows), sep="\n")
 
 
-def measure(workdir: str, path: str | None, eval_steps: int | None) -> list[dict[str, Any]]:
+def measure(
+    workdir: str, path: str | None, eval_steps: int | None, only: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """One row for each case, the float weights first."""
     from apt_jax.cli.opening import open_model
     from apt_jax.core.registry import load_plugins
     from apt_jax.trainops.distributed.host import enable_compilation_cache
-    from apt_jax.trainops.quantize import quantize_model
+    from apt_jax.trainops.quantize import calibration_batches, quantize_model
     from apt_jax.trainops.quantize.report import weight_report
     from apt_jax.trainops.quantize.scores import HeldOut, run_data, text_data
     from apt_jax.vgpu.quant.rules import PROJECTIONS
 
     enable_compilation_cache()
     opened = open_model(workdir)
-    plugins = load_plugins(disabled=("*",))
+    qwix = find_spec("apt_jax_qwix") is not None
+    plugins = load_plugins(enabled=("qwix",)) if qwix else load_plugins(disabled=("*",))
     if path is None:
         batches = run_data(opened.config, plugins, workdir).eval
     else:
@@ -76,8 +94,12 @@ def measure(workdir: str, path: str | None, eval_steps: int | None) -> list[dict
     held_out = HeldOut(opened.config, plugins, batches, len(batches) if eval_steps is None else eval_steps)
     base = held_out.each(opened.model)
     rows: list[dict[str, Any]] = [{"name": "float32", "method": "", "loss": mean(base), "tokens": tokens(base)}]
-    for name, method in CASES:
-        quantized = quantize_model(opened.model, [(PROJECTIONS, name)], plugins, method=method)
+    cases = [case for case in (*CASES, *(CALIBRATED if qwix else ())) if only is None or case[0] in only]
+    shown = calibration_batches(run_data(opened.config, plugins, workdir).train) if qwix else []
+    for name, method in cases:
+        started = time.perf_counter()
+        quantized = quantize_model(opened.model, [(PROJECTIONS, name)], plugins, method=method, batches=shown)
+        seconds = time.perf_counter() - started
         report = weight_report(opened.model, quantized, method)
         scores = held_out.each(quantized)
         rows.append(
@@ -91,7 +113,7 @@ def measure(workdir: str, path: str | None, eval_steps: int | None) -> list[dict
                 "spread": spread(base, scores),
             }
         )
-        print(f"{name} {method}: {rows[-1]['gap']:+.3%}", file=sys.stderr, flush=True)
+        print(f"{name} {method}: {rows[-1]['gap']:+.3%}, rounded in {seconds:.0f} s", file=sys.stderr, flush=True)
     return rows
 
 

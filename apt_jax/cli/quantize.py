@@ -15,6 +15,7 @@ from apt_jax.core.registry import Plugins, load_plugins
 
 if TYPE_CHECKING:
     from apt_jax.trainops.data.bundle import DataBundle
+    from apt_jax.trainops.data.rows import Batch
     from apt_jax.trainops.quantize.report import Report
 
 SAMPLES = 8
@@ -27,18 +28,17 @@ def main(argv: Sequence[str]) -> int:
 
     from apt_jax.trainops.quantize import check_out, is_quantized_folder, quantize_model, save_quantized
     from apt_jax.vgpu.quant.rules import PROJECTIONS
-    from apt_jax.vgpu.quant.stored import check_method
 
     check_out(args.out)
-    check_method(args.method)
     if is_quantized_folder(args.model):
         raise ModelError(f"{args.model}: is quantised already; quantize the run or export that it was made from")
     opened = open_model(args.model, step=args.step, best=args.best)
     chosen = opened.config.plugins
     plugins = load_plugins(enabled=chosen.enabled, disabled=chosen.disabled, plugins_dir=chosen.dir)
+    batches = _calibration(opened, args, plugins)
     rules = [*((pattern, None) for pattern in args.keep), (PROJECTIONS, args.format)]
     progress = None if args.json else lambda layer: print(f"{layer} …", file=sys.stderr)
-    quantized = quantize_model(opened.model, rules, plugins, method=args.method, progress=progress)
+    quantized = quantize_model(opened.model, rules, plugins, method=args.method, batches=batches, progress=progress)
     report = _measure(opened, quantized, args, plugins)
     out = save_quantized(
         quantized,
@@ -69,8 +69,15 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument(
         "--method",
         default="rtn",
-        help="rtn: to nearest (the default); mse: clips each block where that helps; hqq: integers, robust scales",
+        help="rtn: to nearest (the default); mse: clips each block where that helps; hqq: integers, robust scales; "
+        "gptq, awq: calibrated on data, with the package apt-jax-qwix",
     )
+    parser.add_argument(
+        "--calibrate",
+        metavar="PATH",
+        help="texts that a calibrated method looks at; default: the run's training data, never what it held out",
+    )
+    parser.add_argument("--calibrate_rows", type=int, metavar="N", help="rows of them; default: 128")
     parser.add_argument(
         "--keep",
         action="append",
@@ -82,9 +89,37 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--eval_steps", type=int, help="batches scored; default: the run's training.eval_steps")
     parser.add_argument("--json", action="store_true", help="the report as one JSON object")
     args = parser.parse_args(argv)
-    if args.eval_steps is not None and args.eval_steps < 1:
-        parser.error(f"--eval_steps={args.eval_steps}: give 1 or more")
+    for name in ("eval_steps", "calibrate_rows"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            parser.error(f"--{name}={number}: give 1 or more")
     return args
+
+
+def _calibration(opened: OpenedModel, args: Any, plugins: Plugins) -> list[Batch]:
+    """What the method looks at; none where it looks at nothing."""
+    from apt_jax.trainops.quantize import calibration_batches
+    from apt_jax.trainops.quantize.calibrated import ROWS
+    from apt_jax.trainops.quantize.scores import run_data, text_data
+    from apt_jax.vgpu.quant.stored import CalibratedMethod, find_method
+
+    if not isinstance(find_method(args.method, plugins), CalibratedMethod):
+        if args.calibrate or args.calibrate_rows:
+            raise ModelError(f"--method={args.method} looks at no data; leave out --calibrate and --calibrate_rows")
+        return []
+    if args.calibrate:
+        _check_tokenizer(opened, args, "--calibrate")
+        data = text_data(opened.config, plugins, args.calibrate, opened.tokenizer)
+    elif opened.is_run:
+        data = run_data(opened.config, plugins, args.model)
+    else:
+        raise ModelError(f"--method={args.method} looks at data, which {args.model} has not; give --calibrate=PATH")
+    return calibration_batches(data.train, args.calibrate_rows or ROWS)
+
+
+def _check_tokenizer(opened: OpenedModel, args: Any, flag: str) -> None:
+    if opened.tokenizer is None:
+        raise ModelError(f"{args.model}: has no tokenizer.json to read {flag} with; put the model's there")
 
 
 def _measure(opened: OpenedModel, quantized: Any, args: Any, plugins: Plugins) -> Report:
@@ -111,12 +146,11 @@ def _data(opened: OpenedModel, args: Any, plugins: Plugins) -> tuple[DataBundle 
     """(data, why there are none). What is asked for by --data must be there; the data of a run may have gone."""
     from apt_jax.trainops.quantize.scores import run_data, text_data
 
-    if opened.tokenizer is None:
-        if args.data:
-            raise ModelError(f"{args.model}: has no tokenizer.json to read --data with; put the model's there")
-        return None, "loss and samples left out: the model has no tokenizer"
     if args.data:
+        _check_tokenizer(opened, args, "--data")
         return text_data(opened.config, plugins, args.data, opened.tokenizer), ""
+    if opened.tokenizer is None:
+        return None, "loss and samples left out: the model has no tokenizer"
     if not opened.is_run:
         return None, "loss and samples left out: give texts with --data"
     try:

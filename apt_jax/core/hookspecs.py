@@ -42,6 +42,7 @@ from apt_jax.core.hooks.register import (
     apt_optimizers,
     apt_package_stores,
     apt_quant_formats,
+    apt_quant_methods,
     apt_schedules,
     apt_tokenizers,
     apt_trackers,

@@ -16,6 +16,7 @@ _TIERS = "apt_jax.vgpu.memory.tiers"
 _NVIDIA = ("a100", "b200", "h100", "h200", "rtx3070", "rtx3090", "rtx4090")
 _TPU = ("v5e", "v5p", "v6e")
 _FORMATS = "apt_jax.vgpu.quant.formats"
+_STORED = "apt_jax.vgpu.quant.stored"
 
 
 @hookimpl
@@ -62,6 +63,15 @@ def apt_quant_formats() -> dict[str, str]:
         "nvfp4_one_level": f"{_FORMATS}.nvfp4:nvfp4_one_level",
         "nvfp4_tiles": f"{_FORMATS}.nvfp4:nvfp4_tiles",
         "uint4": f"{_FORMATS}.uint4:UInt4",
+    }
+
+
+@hookimpl
+def apt_quant_methods() -> dict[str, str]:
+    return {
+        "hqq": f"{_STORED}.hqq:half_quadratic",
+        "mse": f"{_STORED}.clip:clipped",
+        "rtn": f"{_STORED}.methods:round_to_nearest",
     }
 
 

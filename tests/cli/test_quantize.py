@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,32 @@ from apt_jax import Trainer
 from apt_jax.cli import export, generate, quantize
 from apt_jax.cli.opening import open_model
 from apt_jax.core.errors import AptError, DataError
+from apt_jax.core.registry import load_plugins
 from apt_jax.model.hf import save_pretrained
+from apt_jax.trainops.quantize import load_quantized
+from apt_jax.trainops.quantize.scores import run_data
 from tests.trainops.engine.runs import make_config, write_data
 
 SOME = ["--keep=layers/attn/.*"]
+# A method that looks at data, as a plugin of one file: rounds to nearest and says what it was shown.
+COUNTING = '''
+from apt_jax import hookimpl
+from apt_jax.vgpu.quant.stored import CalibratedMethod
+apt_jax_api = "1"
+
+@hookimpl
+def apt_quant_methods():
+    return {"counting": Counting}
+
+class Counting(CalibratedMethod):
+    def observe(self, x_TK):
+        return (x_TK != 0).any(1).sum()
+    def check(self, format):
+        pass
+    def quantize(self, format, w_KN, sums, tokens):
+        print("shown", int(sums), tokens)
+        return format.quantize(w_KN, axis=-2)
+'''
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +123,6 @@ def test_a_hugging_face_folder_is_scored_on_given_texts(run, tmp_path, capsys):
 
 
 def test_a_run_whose_data_has_gone_is_quantised_all_the_same(run, tmp_path, capsys):
-    import shutil
-
     copy = shutil.copytree(run, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
     config["data"]["path"] = [str(tmp_path / "gone.jsonl")]
@@ -113,14 +134,60 @@ def test_a_run_whose_data_has_gone_is_quantised_all_the_same(run, tmp_path, caps
     assert not (tmp_path / "b").exists()
 
 
+def test_a_calibrated_method_is_shown_training_data_or_given_texts(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "counting.py").write_text(COUNTING)
+    config = json.loads((copy / "config.json").read_text())
+    config["plugins"]["dir"] = str(tmp_path / "plugins")
+    (copy / "config.json").write_text(json.dumps(config))
+    flags = [f"--in={copy}", "--format=int8", "--method=counting", "--eval_steps=1", "--keep=layers/attn/.*"]
+    assert quantize.main([*flags, f"--out={tmp_path / 'a'}", "--calibrate_rows=9"]) == 0
+    out, err = capsys.readouterr()
+    data = run_data(open_model(str(copy)).config, load_plugins(disabled=("*",)), copy)
+    rows = data.train.batch_size
+    tokens = sum(int((data.train.batch(step)["segment_ids"] > 0).sum()) for step in range(-(-9 // rows)))
+    shown = [line for line in out.splitlines() if line.startswith("shown")]
+    assert shown == [f"shown {tokens} {tokens}"] * 3 * config["model"]["num_layers"]
+    assert "layer 1 of " in err and "held-out loss" in out and ": int8, counting, " in out
+    (tmp_path / "texts.txt").write_text("alpha beta gamma delta epsilon")
+    assert quantize.main([*flags, f"--out={tmp_path / 'b'}", f"--calibrate={tmp_path / 'texts.txt'}"]) == 0
+    other = [line for line in capsys.readouterr().out.splitlines() if line.startswith("shown")]
+    assert len(other) == len(shown) and 4 < int(other[0].split()[2]) < tokens
+    exported = save_pretrained(open_model(str(copy)).model, tmp_path / "hf")
+    with pytest.raises(AptError, match="unknown quantisation method 'counting'"):
+        quantize.main([f"--in={exported}", *flags[1:], f"--out={tmp_path / 'c'}"])
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_with_the_package_apt_jax_qwix(run, tmp_path, capsys, method):
+    pytest.importorskip("qwix", reason=f"method {method} needs: pip install plugins/apt-jax-qwix")
+    out = tmp_path / "out"
+    flags = [f"--in={run}", f"--out={out}", "--format=int4_g32", f"--method={method}"]
+    assert quantize.main([*flags, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["method"] == method and abs(report["gap"]) < 0.1 and report["notes"] == []
+    assert all(0.05 < group["relative_error"] < 0.25 for group in report["groups"])
+    assert {"gptq": 4.5, "awq": 4.7}[method] <= report["bits"] < {"gptq": 4.6, "awq": 5.1}[method]
+    assert generate.main([f"--workdir={out}", "--prompt=alpha beta", "--max_new_tokens=6"]) == 0
+    assert capsys.readouterr().out.strip()
+    stored = load_quantized(out, plugins=load_plugins(disabled=("*",)))  # without the package
+    assert stored.description["method"] == method
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--in={run}", "--format=nvpf4"], r"unknown number format 'nvpf4' \(did you mean 'nvfp4'\?\)"),
         (
             ["--in={run}", "--format=nvfp4", "--method=best"],
-            "unknown quantisation method 'best'; available: hqq, mse, rtn",
+            "unknown quantisation method 'best'; available: .*hqq, mse, rtn",
         ),
+        (
+            ["--in={run}", "--format=nvfp4", "--method=mse", "--calibrate_rows=8"],
+            "--method=mse looks at no data; leave out --calibrate",
+        ),
+        (["--in={run}", "--format=int8", "--calibrate_rows=0"], "--calibrate_rows=0: give 1 or more"),
         (["--in={run}", "--format=nvfp4", "--method=hqq"], "nvfp4: method hqq refines int4, int8 and uint4"),
         (["--in={run}", "--format=int4"], "layers/attn/k: int4: axis -2 .*32 values.*64.*--keep='layers/attn/k'"),
         (["--in={run}", "--format=int8", "--keep=layers/.*"], r"rule 'layers/\.\*' applies to no layer"),

@@ -113,6 +113,17 @@ def apt_quant_formats() -> Targets:
 
 
 @_register
+def apt_quant_methods() -> Targets:
+    """Ways to round stored weights into a number format, chosen by `apt-jax quantize --method`.
+
+    Target: `method(format, w_KN, axis) -> QTensor`, traced; or a subclass of
+    `apt_jax.vgpu.quant.stored.CalibratedMethod`, which is shown the inputs of each layer first.
+
+    Example: `return {"my_method": "my_package.rounding:my_method"}`
+    """
+
+
+@_register
 def apt_devices() -> Targets:
     """Devices a plan can be made for, by name.
 

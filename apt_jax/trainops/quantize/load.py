@@ -119,7 +119,7 @@ def _abstract_params(
             continue
         try:
             weight = jax.ShapeDtypeStruct(param.shape, jnp.dtype(entry["dtype"]))
-            wanted[path] = abstract_weight(read_format(entry, plugins), weight)
+            wanted[path] = abstract_weight(read_format(entry, plugins), weight, entry.get("channel_scales"))
         except AptError as error:
             raise ModelError(f"{folder / files.DESCRIPTION}: weight '{name}': {error}") from None
         except (KeyError, TypeError):

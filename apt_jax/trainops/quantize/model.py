@@ -14,7 +14,9 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from apt_jax.core.registry import Plugins
-from apt_jax.vgpu.quant.stored import quantize_params
+from apt_jax.trainops.data.rows import Batch
+from apt_jax.trainops.quantize.calibrated import quantize_calibrated
+from apt_jax.vgpu.quant.stored import CalibratedMethod, find_method, quantize_params, select
 from apt_jax.vgpu.quant.stored.params import Rule
 
 
@@ -24,16 +26,27 @@ def quantize_model(
     plugins: Plugins,
     *,
     method: str = "rtn",
+    batches: Sequence[Batch] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Any:
     """A model that shares what is not quantised with the given one, which stays as it is.
 
+    Args:
+      rules, method: see `apt_jax.vgpu.quant.stored.quantize_params`; the method may be a `CalibratedMethod` too.
+      batches: of training data, for such a method: `calibration_batches`. Others look at none.
+      progress: called with what is quantised next.
+
     Raises:
       ConfigError, FormatError: see `apt_jax.vgpu.quant.stored.quantize_params`.
+      ModelError: see `quantize_calibrated`.
     """
     graphdef, state = nnx.split(model)
-    params = quantize_params(nnx.to_pure_dict(state), rules, plugins, method=method, progress=progress)
-    return nnx.merge(graphdef, params)
+    params = nnx.to_pure_dict(state)
+    found = find_method(method, plugins)
+    if isinstance(found, CalibratedMethod):
+        chosen = select(params, rules, plugins, method=found)
+        return nnx.merge(graphdef, quantize_calibrated(model, chosen, found, batches, progress))
+    return nnx.merge(graphdef, quantize_params(params, rules, plugins, method=method, progress=progress))
 
 
 def flat_params(model: Any) -> dict[tuple[Any, ...], Any]:

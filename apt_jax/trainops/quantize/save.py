@@ -93,4 +93,7 @@ def _write_weights(file: Path, params: Mapping[tuple[Any, ...], Any]) -> dict[st
 
 
 def _describe(q: QTensor) -> dict[str, Any]:
-    return {**describe_format(q.format), "axis": q.axis, "dtype": jnp.dtype(q.dtype).name}
+    described = {**describe_format(q.format), "axis": q.axis, "dtype": jnp.dtype(q.dtype).name}
+    if q.channel_scales is not None:
+        described["channel_scales"] = q.channel_scales.dtype.name
+    return described

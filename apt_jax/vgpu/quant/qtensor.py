@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("codes", "scales", "tensor_scale", "zeros"),
+    data_fields=("codes", "scales", "tensor_scale", "zeros", "channel_scales"),
     meta_fields=("format", "axis", "dtype"),
 )
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class QTensor:
       axis: the quantised axis, negative.
       dtype: of the array that was quantised.
       zeros: the code, not necessarily whole, that stands for 0, like `scales`; None: 0 does.
+      channel_scales: one for each place along `axis`, of size 1 along the other of the last two axes: what a decoded
+        value is multiplied by, as AWQ has it (arXiv 2306.00978); None: nothing.
     """
 
     codes: jax.Array
@@ -47,6 +49,7 @@ class QTensor:
     axis: int
     dtype: Any
     zeros: jax.Array | None = None
+    channel_scales: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,7 +104,7 @@ class QTensor:
         return self.dequantize(dtype)
 
     def unpack(self) -> jax.Array:
-        """Native codes of the array's shape, as matrix units take them; see `Format.unpack`."""
+        """Native codes of the array's shape, as matrix units take them, all scales left out; see `Format.unpack`."""
         return self.format.unpack(self)
 
     def shardings(self, mesh: Mesh, spec: PartitionSpec) -> QTensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,6 +21,7 @@ from apt_jax.model.tokenization import BpeTokenizer
 from apt_jax.trainops.distributed.mesh import make_mesh
 from apt_jax.trainops.distributed.rules import make_rules
 from apt_jax.trainops.quantize import is_quantized_folder, load_quantized, save_quantized
+from apt_jax.vgpu.quant import QTensor
 from apt_jax.vgpu.quant.formats import FP8E4M3, MXFP4, NVFP4, Format, Int8, UInt4
 from tests.trainops.quantize.tiny import PLUGINS, TOKENS, config_of, logits, quantized, stored_weights
 
@@ -49,6 +52,24 @@ def test_what_is_read_is_what_was_written(fmt, tmp_path):
     assert loaded.config == config_of(**sizes) and loaded.tokenizer is None
     assert loaded.description["origin"] == "a test" and loaded.description["method"] == "rtn"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
+
+
+def test_scales_of_channels_are_written_and_read(tmp_path):
+    graphdef, state = nnx.split(quantized("nvfp4", SOME))
+
+    def scaled(leaf):
+        if not isinstance(leaf, QTensor):
+            return leaf
+        scales = 1 + jnp.arange(leaf.shape[-2], dtype=jnp.bfloat16)[None, :, None] / 64
+        return dataclasses.replace(leaf, channel_scales=jnp.concatenate([scales, 2 * scales]))
+
+    params = jax.tree.map(scaled, nnx.to_pure_dict(state), is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    out = save_quantized(nnx.merge(graphdef, params), tmp_path / "model", config_of(), method="awq")
+    tensors = load_file(out / "model.safetensors")
+    assert tensors["model.layers.1.mlp.down_proj.weight_channel_scale"].shape == (1, 128)
+    again = nnx.to_pure_dict(nnx.state(load_quantized(out, plugins=PLUGINS).model))
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 def test_the_tokenizer_goes_along_and_nothing_is_overwritten(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,23 @@ def test_codes_and_scales_are_cut_where_the_array_is(fmt, axis_type, tmp_path):
     restored = restore(tmp_path / "step", target)
     assert restored.scales.sharding == q.scales.sharding
     assert_equal(restored, q)
+
+
+@pytest.mark.parametrize("fmt", [NVFP4(), Int4(32)], ids=str)
+def test_scales_of_channels_go_with_the_array(fmt):
+    """Decoded, transposed, taken by layer and cut over devices; 16 bits for each of K channels."""
+    scales = jnp.asarray(np.random.default_rng(2).uniform(0.5, 2, (L, K, 1)), jnp.bfloat16)
+    plain = quantizer(fmt, stacked=True)(weights())
+    q = dataclasses.replace(plain, channel_scales=scales)
+    want = np.asarray(dequantize(plain)) * np.asarray(scales, np.float32)
+    np.testing.assert_array_equal(dequantize(q), want)
+    np.testing.assert_array_equal(dequantize(q.mT), want.mT)
+    np.testing.assert_array_equal(dequantize(q[1]), want[1])
+    assert q.bits_per_value == plain.bits_per_value + 16 / N
+    mesh = jax.make_mesh((4,), ("fsdp",))
+    cut = jax.device_put(q, q.shardings(mesh, PartitionSpec(None, "fsdp")))
+    assert cut.channel_scales is not None and cut.channel_scales.addressable_shards[0].data.shape == (L, K // 4, 1)
+    np.testing.assert_array_equal(dequantize(cut), want)
 
 
 def test_what_cannot_be_cut_or_indexed_is_said():

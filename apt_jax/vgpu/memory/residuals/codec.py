@@ -85,7 +85,9 @@ class FormatCodec:
         return f"{self.format}, {'stochastic' if self.stochastic else 'nearest'}"
 
 
-def find_codec(wanted: Any, plugins: Plugins | None = None, *, stochastic: bool = False, key: str = "") -> ResidualCodec:
+def find_codec(
+    wanted: Any, plugins: Plugins | None = None, *, stochastic: bool = False, key: str = ""
+) -> ResidualCodec:
     """A codec as it is, or that of a number format: given, or by its registered name.
 
     Args:

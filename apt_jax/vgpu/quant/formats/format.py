@@ -126,7 +126,10 @@ class Format(abc.ABC):
     def dequantize(self, q: QTensor, dtype: Any = None) -> jax.Array:
         """The values `q` stands for, computed in float32; dtype None: that of the array that was quantised."""
         values = self.element.from_native(self.unpack(q))
-        return self.decode(Encoded(values, q.scales, q.tensor_scale, q.zeros), q.axis).astype(dtype or q.dtype)
+        decoded = self.decode(Encoded(values, q.scales, q.tensor_scale, q.zeros), q.axis)
+        if q.channel_scales is not None:
+            decoded = decoded * q.channel_scales.astype(jnp.float32)
+        return decoded.astype(dtype or q.dtype)
 
     def fake(
         self, x: jax.Array, *, axis: int = -1, key: jax.Array | None = None, amax: jax.Array | None = None

@@ -11,7 +11,13 @@ from apt_jax.vgpu.quant.errors import FormatError
 from apt_jax.vgpu.quant.formats import Format, find_format
 from apt_jax.vgpu.quant.qtensor import QTensor
 from apt_jax.vgpu.quant.rules import assign
-from apt_jax.vgpu.quant.stored.methods import check_method, quantize_weight
+from apt_jax.vgpu.quant.stored.methods import (
+    CalibratedMethod,
+    Method,
+    find_method,
+    quantize_weight,
+    round_to_nearest,
+)
 
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
@@ -35,14 +41,17 @@ def quantize_params(
       params: nested mappings of arrays, as `nnx.to_pure_dict(nnx.state(model))`. A weight is a leaf named `kernel`,
         [..., K, N] with the contracted axis K; leading axes are layers.
       rules: (pattern, format), see `apt_jax.vgpu.quant.rules`; the format is a name or built with options.
-      method: see `METHODS`.
+      method: see `find_method`; one that looks at no data.
       progress: called with the path of each weight before it is quantised.
 
     Raises:
       ConfigError: a broken rule, or one that applies to no layer.
       FormatError: unknown names, or a weight that blocks do not fill. All before any is quantised.
     """
-    chosen = select(params, rules, plugins, method=method)
+    rounding = find_method(method, plugins)
+    if isinstance(rounding, CalibratedMethod):
+        raise FormatError(f"method {method} needs a model that runs; use apt_jax.trainops.quantize.quantize_model")
+    chosen = select(params, rules, plugins, method=rounding)
 
     def quantize(path: Any, leaf: Any) -> Any:
         layer = path_of(path)
@@ -50,20 +59,19 @@ def quantize_params(
             return leaf
         if progress is not None:
             progress(layer)
-        return quantize_weight(leaf, chosen[layer], method)
+        return quantize_weight(leaf, chosen[layer], rounding)
 
     return jax.tree_util.tree_map_with_path(quantize, params)
 
 
 def select(
-    params: Mapping[str, Any], rules: Sequence[Rule], plugins: Plugins, *, method: str = "rtn"
+    params: Mapping[str, Any], rules: Sequence[Rule], plugins: Plugins, *, method: Method = round_to_nearest
 ) -> dict[str, Format]:
     """Path of the layer -> its format, for those that get one; `params` may be abstract.
 
     Raises:
       ConfigError, FormatError: see `quantize_params`.
     """
-    check_method(method)
     flat = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, QTensor))
     layers = {layer: leaf for path, leaf in flat if (layer := path_of(path)) is not None}
     chosen: dict[str, Format] = {}
@@ -84,13 +92,16 @@ def path_of(path: Any) -> str | None:
     return "/".join(keys[:-1]) if keys[-1] == KERNEL else None
 
 
-def _check(layer: str, leaf: Any, format: Format, method: str) -> None:
+def _check(layer: str, leaf: Any, format: Format, method: Method) -> None:
     weight = jax.ShapeDtypeStruct(leaf.shape[-2:], leaf.dtype)
     try:
         format.check(weight, -2)
     except FormatError as error:
         raise FormatError(f"{layer}: {error}; or leave the layer as it is: --keep='{layer}'") from None
-    jax.eval_shape(lambda w: check_method(method)(format, w, -2), weight)  # raises where the two do not go together
+    if isinstance(method, CalibratedMethod):
+        method.check(format)
+    else:
+        jax.eval_shape(lambda w: method(format, w, -2), weight)  # raises where the two do not go together
 
 
 def _format(format: str | Format, plugins: Plugins) -> Format:

@@ -1,8 +1,8 @@
 """A quantised array as plain tensors with names, and back; what a file format has to know of it.
 
 Names follow compressed-tensors: for `x.weight` there are `x.weight_packed` (two codes in a byte; 8-bit codes are
-`x.weight` itself), `x.weight_scale`, and where the format has them `x.weight_global_scale` and
-`x.weight_zero_point`. Numbers of 8 bits that numpy has no name for are stored as bytes.
+`x.weight` itself), `x.weight_scale`, and where there are any `x.weight_global_scale`, `x.weight_zero_point` and
+`x.weight_channel_scale`, which is a name of ours. Numbers of 8 bits that numpy has no name for are stored as bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from apt_jax.vgpu.quant.stored.methods import quantize_weight
 if TYPE_CHECKING:
     from apt_jax.core.registry import Plugins
 
-_SUFFIXES = {"scales": "_scale", "tensor_scale": "_global_scale", "zeros": "_zero_point"}
+_SUFFIXES = {
+    "scales": "_scale",
+    "tensor_scale": "_global_scale",
+    "zeros": "_zero_point",
+    "channel_scales": "_channel_scale",
+}
 _PLAIN = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.uint8, jnp.int8)
 
 
@@ -51,9 +56,17 @@ def read_format(description: Mapping[str, Any], plugins: Plugins) -> Format:
     return find_format(str(description["format"]), plugins, **description.get("options", {}))
 
 
-def abstract_weight(format: Format, weight: Any) -> QTensor:
-    """Shapes and dtypes of a weight [..., K, N] in this format, of a ShapeDtypeStruct."""
-    return jax.eval_shape(lambda w: quantize_weight(w, format), weight)
+def abstract_weight(format: Format, weight: Any, channel_scales: Any = None) -> QTensor:
+    """Shapes and dtypes of a weight [..., K, N] in this format, of a ShapeDtypeStruct.
+
+    Args:
+      channel_scales: their dtype; None: it has none.
+    """
+    abstract = jax.eval_shape(lambda w: quantize_weight(w, format), weight)
+    if channel_scales is None:
+        return abstract
+    scales = jax.ShapeDtypeStruct((*weight.shape[:-1], 1), jnp.dtype(channel_scales))
+    return dataclasses.replace(abstract, channel_scales=scales)
 
 
 def fill(abstract: QTensor, leaves: Mapping[str, Any]) -> QTensor:

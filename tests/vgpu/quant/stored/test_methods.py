@@ -9,11 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from apt_jax.core.registry import load_plugins
 from apt_jax.vgpu.quant import FormatError, QTensor
 from apt_jax.vgpu.quant.formats import FP8E4M3, MXFP4, NF4, NVFP4, Format, Int4, Int8, UInt4
-from apt_jax.vgpu.quant.stored import METHODS, check_method, quantize_weight
-from apt_jax.vgpu.quant.stored.hqq import P_NORM
+from apt_jax.vgpu.quant.stored import find_method, quantize_weight
+from apt_jax.vgpu.quant.stored.clip import clipped
+from apt_jax.vgpu.quant.stored.hqq import P_NORM, half_quadratic
+from apt_jax.vgpu.quant.stored.methods import round_to_nearest
 
+PLUGINS = load_plugins(disabled=("*",))
+METHODS = {"hqq": half_quadratic, "mse": clipped, "rtn": round_to_nearest}
 L, K, N = 2, 256, 64
 FORMATS = [Int4(), Int4(32), Int4(rule="symmetric"), Int8(), UInt4(), NF4(), NVFP4(), NVFP4(tiles=True), MXFP4()]
 FORMATS += [NVFP4(order="fouroversix", four_over_six="mse"), MXFP4(scale="rceil"), FP8E4M3()]
@@ -50,7 +55,7 @@ def test_to_nearest_is_the_format_itself_layer_by_layer(fmt: Format):
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_clipping_is_never_worse_for_any_block(fmt: Format, outliers: float):
     w = weights(outliers)
-    plain, best = quantize_weight(w, fmt), quantize_weight(w, fmt, "mse")
+    plain, best = quantize_weight(w, fmt), quantize_weight(w, fmt, clipped)
     assert jax.tree.structure(plain) == jax.tree.structure(best)
     jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail("another layout"), plain, best)
     size = fmt.block or K
@@ -68,7 +73,7 @@ def test_clipping_is_never_worse_for_any_block(fmt: Format, outliers: float):
 @pytest.mark.parametrize("fmt", INTEGERS, ids=str)
 def test_hqq_lowers_the_norm_that_it_is_about(fmt: Format, outliers: float):
     w = weights(outliers)
-    plain, best = quantize_weight(w, fmt), quantize_weight(w, fmt, "hqq")
+    plain, best = quantize_weight(w, fmt), quantize_weight(w, fmt, half_quadratic)
     assert jax.tree.structure(plain) == jax.tree.structure(best)
     assert (norm(best, w, P_NORM) <= norm(plain, w, P_NORM)).all()
     if fmt.element.bits == 4:
@@ -80,7 +85,7 @@ def test_hqq_lowers_the_norm_that_it_is_about(fmt: Format, outliers: float):
 @pytest.mark.parametrize("method", ["hqq", "mse"])
 def test_the_size_of_weights_does_not_matter(method: str):
     w = weights(0.002)
-    q, scaled = (quantize_weight(x, UInt4(), method) for x in (w, w * 2.0**-6))
+    q, scaled = (quantize_weight(x, UInt4(), METHODS[method]) for x in (w, w * 2.0**-6))
     np.testing.assert_array_equal(decoded(scaled), decoded(q) * 2.0**-6)
 
 
@@ -91,7 +96,7 @@ def test_zeros_stay_zeros_and_nan_stays_in_its_block(fmt: Format, method: str):
     w[:64, 0] = 0
     w[64, 1] = np.nan
     w[64, 2] = np.inf
-    values = decoded(quantize_weight(jnp.asarray(w), fmt, method))
+    values = decoded(quantize_weight(jnp.asarray(w), fmt, METHODS[method]))
     assert (values[:64, 0] == 0).all()
     assert np.isnan(values[64:128, 1:3]).all()
     others = np.ones((K, N), bool)
@@ -109,15 +114,21 @@ def test_uint4_has_the_ends_of_a_group_and_zero_point_of_its_own():
         UInt4().quantize(w, axis=-2, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    ("fmt", "method", "message"),
-    [
-        (Int4(), "hqqq", r"unknown quantisation method 'hqqq' \(did you mean 'hqq'\?\); available: hqq, mse, rtn"),
-        (NF4(), "hqq", "nf4: method hqq refines int4, int8 and uint4; use method rtn or mse"),
-        (Int4(rule="q4_0"), "hqq", "method hqq refines"),
-    ],
-)
-def test_what_does_not_go_is_said(fmt: Format, method: str, message: str):
-    with pytest.raises(FormatError, match=message):
-        quantize_weight(weights(0.0), fmt, method)
-    assert check_method("rtn") is METHODS["rtn"]
+@pytest.mark.parametrize("fmt", [NF4(), Int4(rule="q4_0")], ids=str)
+def test_hqq_says_what_it_does_not_serve(fmt: Format):
+    with pytest.raises(FormatError, match="method hqq refines int4, int8 and uint4; use method rtn or mse"):
+        quantize_weight(weights(0.0), fmt, half_quadratic)
+
+
+def test_methods_are_found_by_name():
+    assert {name: find_method(name, PLUGINS) for name in PLUGINS.registry("quant_methods")} == METHODS
+    unknown = r"^unknown quantisation method 'hqqq' \(did you mean 'hqq'\?\); available: hqq, mse, rtn$"
+    with pytest.raises(FormatError, match=unknown):
+        find_method("hqqq", PLUGINS)
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq"])
+def test_a_method_that_is_not_installed_is_said_to_come_with_a_package(name: str):
+    with pytest.raises(FormatError, match=f"'{name}' comes with the package apt-jax-qwix: pip install ") as caught:
+        find_method(name, PLUGINS)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("there are hqq, mse, rtn")
