@@ -108,6 +108,7 @@ __all__ = [
     "apt_package_stores",
     "apt_precision_policy",
     "apt_quant_formats",
+    "apt_quant_methods",
     "apt_quant_rules",
     "apt_remat_policy",
     "apt_residual_rules",

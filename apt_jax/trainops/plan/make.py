@@ -76,6 +76,7 @@ def read_plan(done: Compiled) -> Plan:
         precision=short_dtype(done.setup.dtype.name),
         kernel=done.kernel,
         matmuls=done.setup.matmuls,
+        residuals=done.setup.residuals,
         strategy=program.layout.strategy,
         zero_stage=program.layout.zero_stage if mesh["fsdp"] > 1 else 0,
         mesh=mesh,

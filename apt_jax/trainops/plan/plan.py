@@ -66,6 +66,7 @@ class Plan:
       warnings: worth reading before paying.
       seconds: what planning took, by stage.
       matmuls: how quantized matrix products are made, a line each.
+      residuals: how activations are kept for the backward pass, a line each.
       remedies: changes that were tried because it does not fit.
       schedule: of the pipeline; empty without stages.
       chunks: groups of layers per stage.
@@ -102,6 +103,7 @@ class Plan:
     seconds: Mapping[str, float]
     remedies: tuple[Remedy, ...] = field(default=())
     matmuls: tuple[str, ...] = ()
+    residuals: tuple[str, ...] = ()
     schedule: str = ""
     chunks: int = 1
     alike: bool = False

@@ -57,9 +57,14 @@ def _head(plan: Plan) -> list[str]:
         f"{plan.num_params:,} parameters, vocabulary {plan.vocab_size:,}{origin}; optimizer {plan.optimizer}, "
         f"{plan.precision} compute, remat {plan.remat}",
         f"attention {plan.kernel[0]}: {plan.kernel[1]}",
-        *(line for text in plan.matmuls for line in textwrap.wrap(f"matmuls {text}", WIDTH, subsequent_indent="  ")),
+        *_wrapped("matmuls", plan.matmuls),
+        *_wrapped("residuals", plan.residuals),
         f"{plan.batch_size:,} sequences of {plan.length:,} tokens per step, {plan.accumulation} × {rows:,}",
     ]
+
+
+def _wrapped(name: str, texts: Sequence[str]) -> list[str]:
+    return [line for text in texts for line in textwrap.wrap(f"{name} {text}", WIDTH, subsequent_indent="  ")]
 
 
 def _memory(plan: Plan) -> list[str]:

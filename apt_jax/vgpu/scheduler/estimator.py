@@ -104,8 +104,9 @@ def estimate(config: Config, devices: int | None = None, vocab_size: int | None 
       vocab_size: the tokenizer's, where `model.vocab_size` is unset.
 
     Raises:
-      ConfigError: an architecture, optimizer, remat policy or layout that it cannot count.
+      ConfigError: an architecture, optimizer, remat policy, residuals or layout that it cannot count.
     """
+    check_residuals(config)
     config = apply_mode(config) if config.vgpu.enabled else config
     layout, model = config.training.distributed, config.model
     num_params = count_parameters(model, vocab_size)
@@ -113,6 +114,15 @@ def estimate(config: Config, devices: int | None = None, vocab_size: int | None 
     micros = config.training.gradient_accumulation_steps
     mesh = Mesh.of(resolve_layout(layout, present, num_params, model, micros))
     return _estimate(config, mesh, num_params, vocab_size)
+
+
+def check_residuals(config: Config) -> None:
+    """Raises ConfigError for activations kept in few bits: the closed form counts them as they are computed."""
+    if config.vgpu.enabled and config.vgpu.residuals != "none":
+        raise ConfigError(
+            f"vgpu.residuals: the closed form cannot count activations kept in {config.vgpu.residuals}; `apt-jax plan` "
+            "compiles them, or use none"
+        )
 
 
 def quick_estimate(

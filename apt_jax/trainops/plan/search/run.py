@@ -24,6 +24,7 @@ from apt_jax.trainops.plan.search.result import Entry, SearchResult
 from apt_jax.trainops.plan.text import size_text
 from apt_jax.vgpu.runtime.switch import config_alone
 from apt_jax.vgpu.scheduler.devices import Target, TargetError
+from apt_jax.vgpu.scheduler.estimator import check_residuals
 from apt_jax.vgpu.scheduler.shapes import count_parameters
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ def search(
 
     Raises:
       SearchError: no setting shares the devices out, or the closed form does not know the model.
+      ConfigError: `vgpu.residuals`, which the closed form does not know.
       TargetError: no compiler for the target.
     """
-    config = configured(config, plugins)  # as the environment has it now; candidates by their values alone
+    check_residuals(config := configured(config, plugins))  # as the environment has it now; candidates by their values alone
     with config_alone():
         return _search(config, plugins, target, compile_best, dimensions, progress)
 

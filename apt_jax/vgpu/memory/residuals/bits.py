@@ -61,7 +61,7 @@ HASHED = define_prng_impl(
     seed=_seed,
     split=_split,
     random_bits=_random_bits,
-    fold_in=_fold_in,
+    fold_in=_fold_in,  # pyright: ignore[reportArgumentType]  # jax folds in traced numbers as well
     name="apt_jax_hashed",
     tag="hsh",
 )

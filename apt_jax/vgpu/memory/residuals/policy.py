@@ -60,7 +60,8 @@ class Residuals:
         return [self._codec(root, largest) for root in roots]
 
     def _codec(self, root: Root, largest: int) -> ResidualCodec | None:
-        shape = jax.ShapeDtypeStruct(root.var.aval.shape, root.var.aval.dtype)
+        aval: Any = root.var.aval
+        shape = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
         name = f"{self.where}/{root.name}"
         small = not shape.shape or shape.shape[-1] < _SHORT or math.prod(shape.shape) * _SMALL < largest
         if not root.active or small or shape.dtype.name not in _FLOATS:

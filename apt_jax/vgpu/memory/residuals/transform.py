@@ -165,6 +165,6 @@ def _in_order(x: jax.Array) -> jax.Array:
 def _instantiate(cotangent: Any) -> Any:
     if not isinstance(cotangent, SymbolicZero):
         return cotangent
-    if cotangent.dtype == jax.dtypes.float0:
-        return np.zeros(cotangent.shape, jax.dtypes.float0)
-    return jnp.zeros(cotangent.shape, cotangent.dtype)
+    aval: Any = cotangent.aval
+    make = np.zeros if aval.dtype == jax.dtypes.float0 else jnp.zeros
+    return make(aval.shape, aval.dtype)

@@ -51,19 +51,19 @@ def find_roots(jaxpr: Jaxpr, residuals: Sequence[Any], activations: Sequence[Var
     producers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
     active = _dependent(jaxpr, activations)
 
-    def chain(var: Var) -> Iterator[JaxprEqn]:
+    def chain(var: Any) -> Iterator[JaxprEqn]:
         while (eqn := producers.get(var)) is not None and _is_view(eqn, active):
             yield eqn
             var = eqn.invars[0]
 
-    def root_of(var: Var) -> Var:
+    def root_of(var: Any) -> Any:
         return ([var] + [eqn.invars[0] for eqn in chain(var)])[-1]
 
     kept = dict.fromkeys(var for var in residuals if not isinstance(var, Literal))
     views: dict[Any, list[Var]] = defaultdict(list)
     for var in kept:
         views[root_of(var)].append(var)
-    roots: list[Var] = []
+    roots: list[Any] = []
     for root, group in views.items():
         given = root in jaxpr.invars and root not in active  # it is kept anyway, as a parameter is
         whole = not isinstance(root, Literal) and (given or sum(map(_bytes, group)) >= _bytes(root))
@@ -85,9 +85,8 @@ def find_roots(jaxpr: Jaxpr, residuals: Sequence[Any], activations: Sequence[Var
 
 def _is_view(eqn: JaxprEqn, active: set[Var]) -> bool:
     """Of a parameter so is a cast to fewer bits: the parameter is there anyway."""
-    before, after = eqn.invars[0], eqn.outvars[0]
-    narrower = after.aval.dtype.itemsize < before.aval.dtype.itemsize
-    return eqn.primitive.name in _VIEWS and not (narrower and after in active)
+    before, after = (_aval(var).dtype.itemsize for var in (eqn.invars[0], eqn.outvars[0]))
+    return eqn.primitive.name in _VIEWS and not (after < before and eqn.outvars[0] in active)
 
 
 def _names(jaxpr: Jaxpr, root_of: Any) -> dict[Any, str]:
@@ -119,4 +118,8 @@ def _origin(var: Var, producers: dict[Var, JaxprEqn]) -> str:
 
 
 def _bytes(var: Var) -> int:
-    return math.prod(var.aval.shape) * var.aval.dtype.itemsize
+    return math.prod(_aval(var).shape) * _aval(var).dtype.itemsize
+
+
+def _aval(var: Any) -> Any:
+    return var.aval
