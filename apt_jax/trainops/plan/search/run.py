@@ -69,7 +69,8 @@ def search(
       ConfigError: `vgpu.residuals`, which the closed form does not know.
       TargetError: no compiler for the target.
     """
-    check_residuals(config := configured(config, plugins))  # as the environment has it now; candidates by their values alone
+    config = configured(config, plugins)  # as the environment has it now; candidates by their values alone
+    check_residuals(config)
     with config_alone():
         return _search(config, plugins, target, compile_best, dimensions, progress)
 

@@ -1,4 +1,4 @@
-"""Gradients of steps whose activations are kept by a codec: the forward pass is untouched, the rest as good as the codec.
+"""Gradients of steps whose activations are kept by a codec: the forward pass is untouched, the rest as the codec is.
 
 With a codec that loses nothing, every layout, remat policy and schedule gives the plain step's numbers bit for bit.
 """
@@ -47,13 +47,13 @@ def with_residuals(codec, architecture=llama):
     return make
 
 
-def trained(codec, *, architecture=llama, dtype=jnp.float32, devices=1, distributed=None, steps=2, model=None, **changes):
+def trained(codec, *, architecture=llama, dtype=jnp.float32, devices=1, distributed=None, model=None, **changes):
     program, params = tiny.make_program(
         tiny.with_training(**changes), model=replace(tiny.MODEL, **(model or {})), dtype=dtype, devices=devices,
         distributed=distributed, architecture=with_residuals(codec, architecture),
     )  # fmt: skip
     with recorded() as entries:
-        state, losses = tiny.run(program, params, steps)
+        state, losses = tiny.run(program, params, 2)
     assert bool(entries) == (codec is not None)
     return state.params, losses
 
