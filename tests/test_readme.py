@@ -47,12 +47,18 @@ def test_a_command_exists(command):
     elif words[0] == "apt-jax":
         check_cli(words[1:])
     elif words[:2] == ["pip", "install"]:
-        extras = re.findall(r"\w+", words[2])
-        assert set(extras) <= set(project()["optional-dependencies"])
+        check_package(words[2])
     elif words[:3] == ["python", "-m", "apt_jax.main"]:
         check_training(words[3:])
     else:
         pytest.fail(f"nothing checks {command!r}")
+
+
+def check_package(name: str) -> None:
+    if name.startswith("plugins/"):
+        assert (ROOT / name / "pyproject.toml").is_file()
+    else:
+        assert set(re.findall(r"\w+", name)) <= set(project()["optional-dependencies"])
 
 
 def project() -> dict:
@@ -65,7 +71,12 @@ def check_cli(words: list[str]) -> None:
     command = [sys.executable, "-m", "apt_jax", *names, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(flag in done.stdout for flag in flags)
+    assert all(flag in done.stdout for flag in flags if not flag.startswith("--config."))
+    if any(flag.startswith("--config.") for flag in flags):
+        from apt_jax.core.config import parse_command_line
+
+        options = [word.replace("=configs/", f"={ROOT}/configs/") for word in words if word.startswith("--config")]
+        assert parse_command_line(options).validated
 
 
 def check_training(words: list[str]) -> None:
