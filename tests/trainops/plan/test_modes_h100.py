@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.modes import report, twelve_times
+from benchmarks.residuals import compiled
 
 pytestmark = pytest.mark.gpu_compile
 # Share of the bytes of plain bf16 training that each mode must save.
@@ -33,3 +34,9 @@ def test_twelve_times_the_parameters_in_the_bytes_of_one_device():
     assert small.device < 77 * 2**30 and small.host == 0, "plain AdamW just fits"
     assert large.num_params >= 12 * small.num_params
     assert large.device <= small.device
+
+
+def test_activations_in_four_bits_save_most_of_the_temporaries():
+    _, plain = compiled("220M", 1, "none", "none")
+    _, kept = compiled("220M", 1, "none", "nvfp4")
+    assert kept <= 0.40 * plain
