@@ -13,9 +13,9 @@ from apt_jax.core.layout import MESH_AXES
 from apt_jax.trainops.plan.compiled import vocabulary
 from apt_jax.trainops.plan.make import make_plan
 from apt_jax.trainops.plan.memory import Part
-from apt_jax.trainops.plan.offload import can_offload, offload_values
+from apt_jax.trainops.plan.offload import offload_values
 from apt_jax.trainops.plan.plan import Plan, Remedy
-from apt_jax.vgpu.runtime.offload import resolve_offload
+from apt_jax.vgpu.runtime.offload import can_offload, resolve_offload
 from apt_jax.vgpu.scheduler import estimate
 from apt_jax.vgpu.scheduler.devices import Target
 

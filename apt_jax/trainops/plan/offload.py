@@ -12,17 +12,6 @@ from apt_jax.vgpu.scheduler.devices import Target
 _MODE = "balanced"
 
 
-def can_offload(config: Config) -> bool:
-    """Whether training would take a state in host memory with this config."""
-    training = config.training
-    return (
-        config.model.scan_layers
-        and training.distributed.pipeline_parallel == 1
-        and training.mixed_precision != "fp16"
-        and not training.dbc_dac
-    )
-
-
 def offload_values(config: Config, target: Target, offload: str) -> Mapping[str, Any]:
     """Values of config keys for a `vgpu.offload`; Virtual Blackwell is switched on where it is off."""
     if config.vgpu.enabled:

@@ -27,20 +27,24 @@ _PATTERNS: Mapping[str, str] = {
 _REMAT: Mapping[str, str] = {"state": "full", "all": "offload"}
 
 
+def can_offload(config: Config) -> bool:
+    """Whether training takes a state in host memory with this config; an optimizer may still refuse."""
+    training = config.training
+    return (
+        config.model.scan_layers
+        and training.distributed.pipeline_parallel == 1
+        and training.mixed_precision != "fp16"
+        and not training.dbc_dac
+    )
+
+
 def resolve_offload(config: Config) -> str:
     """`vgpu.offload` with `auto` decided; none where Virtual Blackwell is off."""
     if not config.vgpu.enabled:
         return "none"
     if config.vgpu.offload != "auto":
         return config.vgpu.offload
-    training = config.training
-    possible = (
-        config.model.scan_layers
-        and training.distributed.pipeline_parallel == 1
-        and training.mixed_precision != "fp16"
-        and not training.dbc_dac
-    )
-    return "all" if config.vgpu.mode == "full" and possible else "none"
+    return "all" if config.vgpu.mode == "full" and can_offload(config) else "none"
 
 
 def remat_values(config: Config) -> dict[str, Any]:

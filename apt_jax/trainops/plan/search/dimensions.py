@@ -8,8 +8,8 @@ from typing import Any
 
 from apt_jax.core.config import Config
 from apt_jax.core.layout import divisors
-from apt_jax.trainops.plan.offload import can_offload, offload_values
-from apt_jax.vgpu.runtime.offload import resolve_offload
+from apt_jax.trainops.plan.offload import offload_values
+from apt_jax.vgpu.runtime.offload import can_offload, resolve_offload
 from apt_jax.vgpu.scheduler.devices import Target
 
 Values = Mapping[str, Any]  # config key -> value
