@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import jax
@@ -142,9 +143,17 @@ def parts_of(distributed: DistributedConfig) -> int:
     return 4 if distributed.pipeline_parallel > 1 else 2
 
 
-@pytest.mark.parametrize("accumulate", [False, True], ids=["at once", "accumulated"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", LAYOUTS)
+def cases() -> list[Any]:
+    """Every layout with one architecture at once and with the other accumulated; the two other pairs are slow tests."""
+    found = []
+    for name, (number, architecture), accumulate in product(LAYOUTS, enumerate(ARCHITECTURES), (False, True)):
+        marks = () if number % 2 == accumulate else pytest.mark.slow
+        words = name, architecture, "accumulated" if accumulate else "at once"
+        found.append(pytest.param(name, architecture, accumulate, marks=marks, id="-".join(words)))
+    return found
+
+
+@pytest.mark.parametrize(("name", "architecture", "accumulate"), cases())
 def test_a_strategy_computes_what_one_device_computes(name: str, architecture: str, accumulate: bool):
     distributed = LAYOUTS[name]
     found = outcome(architecture, 8, distributed, parts_of(distributed) if accumulate else 1)
