@@ -31,6 +31,7 @@ def config_of(name: str, sizes: tuple[int, int, int, int, int], **values: Any) -
     config.update_from_flattened_dict({
         "model.architecture": "llama", "model.hidden_size": width, "model.num_layers": layers,
         "model.num_attention_heads": heads, "model.intermediate_size": hidden, "model.vocab_size": 32_000,
+        "model.tie_word_embeddings": False,
         "model.max_position_embeddings": 2048, "training.batch_size": batch, "training.mixed_precision": "bf16",
         **values,
     })  # fmt: skip

@@ -68,9 +68,12 @@ def apt_sharding_rules(config: Config) -> Mapping[str, tuple[str, ...]] | None:
 
 @_transform("merge")
 def apt_memory_kinds(config: Config) -> Mapping[str, str] | None:
-    """Memory level (`device`, `pinned_host`, `disk`) for groups of arrays, by path pattern.
+    """Where parts of a training state lie, `device` or `pinned_host`, by regular expression for the whole path.
 
-    Example: `return {"optimizer/.*": "pinned_host"}`
+    Paths are as `params/layers/attn/q/kernel`, and `optimizer/…` for the slots of that parameter; the first pattern
+    that matches decides. Only what lies under `layers` can lie on the host; a pattern that nothing has is an error.
+
+    Example: `return {"optimizer/layers/.*": "pinned_host"}`
     """
 
 
