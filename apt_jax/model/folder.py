@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from apt_jax.core.errors import ModelError
+from apt_jax.core.errors import AptError, ModelError
 
 
 @contextlib.contextmanager
@@ -36,23 +36,25 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, needed: str) -> dict[str, Any]:
+def read_json(path: Path, needed: str, error: type[AptError] = ModelError) -> dict[str, Any]:
     """One JSON object.
 
     Args:
-      needed: said of a file that is missing: what it is for.
+      needed: said of a file that is missing: what it is for, or what to do.
+      error: what to raise.
 
     Raises:
-      ModelError: it is missing, or holds something else.
+      ModelError, or `error`: it is missing, or holds something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; {needed}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {str(error).splitlines()[0]}") from None
+        raise error(f"{path}: no such file; {needed}") from None
+    except (OSError, ValueError) as cause:
+        why = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise error(f"{path}: cannot be read as JSON: {why}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+        raise error(f"{path}: must hold a JSON object, not a {type(value).__name__}")
     return value
 
 

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, decoders, models, processors
 from tokenizers import Tokenizer as Pipeline
 
 from apt_jax.core.errors import ConfigError, DataError
+from apt_jax.model import folder
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -201,15 +202,7 @@ def tokenizer_file(path: str | Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. DataError: missing, damaged, or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give a folder with {TOKENIZER_FILE}, or that file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {_first_line(error)}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
-    return value
+    return folder.read_json(path, f"give a folder with {TOKENIZER_FILE}, or that file", DataError)
 
 
 def read_pipeline(path: Path) -> Pipeline:

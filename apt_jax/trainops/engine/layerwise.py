@@ -79,37 +79,33 @@ class LayerwiseUpdate:
         Returns:
           Parameters and state after the update, and the global norm of the gradient before the clip.
         """
-        squares = [global_norm(_without_layers(grads)) ** 2]
-        scale: jax.Array | None = None
-        if self._clip is not None or not self._streams_gradients:
-            squares.append(self._squares(grads[LAYERS]))
-            if self._clip is not None:
-                norm = jnp.sqrt(sum(squares, start=jnp.float32(0)))
-                scale = jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-30))
+        outside, scale = global_norm(_without_layers(grads)) ** 2, None
+        norm: jax.Array | None = None
+        if self._clip is not None:  # the norm must be known before the first layer is updated
+            norm = jnp.sqrt(outside + self._squares(grads[LAYERS]))
+            scale = jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-30))
         slots = _by_path(state)
         rest, found = self._apply(self._rest, _without_layers(grads), slots, _without_layers(params), scale)
 
         stacks = params[LAYERS], {path: slots[path] for path in self._stacked}
+        kinds = self._param_kinds, {path: self._slot_kinds[path] for path in self._stacked}
 
         def one(stacks: tuple[Tree, Tree], index: jax.Array) -> tuple[tuple[Tree, Tree], tuple[Tree, jax.Array]]:
             # The stacks are carried and written in place: as results of their own they would be there twice.
             gradient, (weights, mine) = to_device(_row((grads[LAYERS], stacks), index))
-            square = global_norm(gradient) ** 2 if len(squares) == 1 else jnp.float32(0)
+            square = jnp.float32(0) if norm is not None else global_norm(gradient) ** 2
             updated, changed = self._apply(
                 self._layers, {LAYERS: gradient}, {**slots, **mine}, {LAYERS: weights}, scale
             )
             rows = updated[LAYERS], {path: changed.pop(path) for path in mine}
-            return jax.tree.map(partial(_write, index), stacks, rows, (self._param_kinds, kinds)), (changed, square)
+            return jax.tree.map(partial(_write, index), stacks, rows, kinds), (changed, square)
 
-        kinds = {path: self._slot_kinds[path] for path in self._stacked}
         count = jax.tree.leaves(params[LAYERS])[0].shape[0]
-        (layers, stacked), (shared, found_squares) = jax.lax.scan(one, stacks, jnp.arange(count))
-        if len(squares) == 1:
-            squares.append(jnp.sum(found_squares))
+        (layers, stacked), (shared, squares) = jax.lax.scan(one, stacks, jnp.arange(count))
         # What all layers share, as a count, comes out of each alike.
         state = self._assemble({**jax.tree.map(lambda x: x[-1], shared), **stacked, **found})
         ordered = {name: layers if name == LAYERS else rest[name] for name in params}
-        return ordered, state, jnp.sqrt(sum(squares, start=jnp.float32(0)))
+        return ordered, state, jnp.sqrt(outside + jnp.sum(squares)) if norm is None else norm
 
     def _assemble(self, slots: Mapping[str, jax.Array]) -> Tree:
         """The state in the layout of a plain run's."""

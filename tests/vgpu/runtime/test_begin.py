@@ -15,18 +15,10 @@ from apt_jax.vgpu.runtime.begin import estimate_line
 from apt_jax.vgpu.scheduler import estimate
 from tests.trainops.engine.runs import make_config, write_data
 
+pytestmark = pytest.mark.usefixtures("virtual_blackwell_off")
+
 PLUGINS = load_plugins(disabled=("*",))
 ON = {"vgpu__enabled": True, "vgpu__mode": "memory", "training__max_steps": 1, "training__warmup_steps": 0}
-
-
-@pytest.fixture(autouse=True)
-def off(monkeypatch, tmp_path):
-    for name in ("ENABLE_VIRTUAL_BLACKWELL", "VB_MODE", "VB_AUTO_PATCH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    vb.disable()
-    yield
-    vb.disable()
 
 
 def run_of(config):

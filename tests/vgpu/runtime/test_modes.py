@@ -16,6 +16,8 @@ from apt_jax.core.registry import load_plugins
 from apt_jax.vgpu.quant.dot import QuantizedDot, find_recipe
 from apt_jax.vgpu.runtime.modes import MODES, apply_mode, kept
 
+pytestmark = pytest.mark.usefixtures("virtual_blackwell_off")
+
 PLUGINS = load_plugins(disabled=("*",))
 TINY = [
     "--config=playground", "--config.model.hidden_size=32", "--config.model.intermediate_size=64",
@@ -23,16 +25,6 @@ TINY = [
     "--config.training.warmup_steps=1", "--config.training.sample_tokens=0", "--config.training.batch_size=8",
     "--config.data.hlbd_samples=200",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def off(monkeypatch, tmp_path):
-    for name in ("ENABLE_VIRTUAL_BLACKWELL", "VB_MODE", "VB_AUTO_PATCH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    vb.disable()
-    yield
-    vb.disable()
 
 
 def config_with(*options):

@@ -16,6 +16,8 @@ from apt_jax.core.errors import ConfigError, PluginError
 from apt_jax.core.registry import load_plugins
 from apt_jax.vgpu.runtime.offload import memory_kinds, resolve_offload
 
+pytestmark = pytest.mark.usefixtures("virtual_blackwell_off")
+
 PLUGINS = load_plugins(disabled=("*",))
 TINY = [
     "--config=playground", "--config.model.hidden_size=32", "--config.model.intermediate_size=64",
@@ -25,16 +27,6 @@ TINY = [
     "--config.training.mixed_precision=fp32", "--config.monitoring.metrics_interval=1",
 ]  # fmt: skip
 ON = "--config.vgpu.enabled=true"
-
-
-@pytest.fixture(autouse=True)
-def off(monkeypatch, tmp_path):
-    for name in ("ENABLE_VIRTUAL_BLACKWELL", "VB_MODE", "VB_AUTO_PATCH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    vb.disable()
-    yield
-    vb.disable()
 
 
 def config_with(*options):
@@ -105,6 +97,16 @@ def test_a_run_goes_on_with_its_state_elsewhere(tmp_path, capfd):
 
 def _losses(workdir):
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_plugin_may_say_what_lies_where(tmp_path, capfd):
+    (tmp_path / "mine.py").write_text(
+        "from apt_jax import hookimpl\napt_jax_api = '1'\n\n\n@hookimpl\ndef apt_memory_kinds(config):\n"
+        "    return {'optimizer/layers/mlp/.*': 'pinned_host'}\n"
+    )
+    plugins = load_plugins(plugins_dir=str(tmp_path))
+    Trainer.from_config(config_with("--config.training.max_steps=2"), plugins=plugins).train()
+    assert "memory       optimizer state of the layers in host memory" in capfd.readouterr().out
 
 
 def test_a_plan_and_a_table_of_shardings_say_what_lies_where(capsys):

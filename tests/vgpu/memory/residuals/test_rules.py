@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-import apt_jax.vgpu.runtime as vb
 from apt_jax import Trainer
 from apt_jax.cli import main
 from apt_jax.core.config import parse_command_line
@@ -14,6 +13,7 @@ from apt_jax.core.errors import AptError
 from apt_jax.core.registry import load_plugins
 from apt_jax.vgpu.quant.errors import FormatError
 
+pytestmark = pytest.mark.usefixtures("virtual_blackwell_off")
 PLUGINS = load_plugins(disabled=("*",))
 TINY = [
     "--config=playground", "--config.model.hidden_size=64", "--config.model.intermediate_size=128",
@@ -32,16 +32,6 @@ apt_jax_api = "1"
 def apt_residual_rules(config):
     return [("{pattern}", {codec})]
 """
-
-
-@pytest.fixture(autouse=True)
-def off(monkeypatch, tmp_path):
-    for name in ("ENABLE_VIRTUAL_BLACKWELL", "VB_MODE", "VB_AUTO_PATCH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    vb.disable()
-    yield
-    vb.disable()
 
 
 def train(*options, plugins=PLUGINS):
